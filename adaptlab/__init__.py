@@ -1,0 +1,29 @@
+"""adaptlab: the scaling and optimisation dynamics of model adaptation, in JAX.
+
+Rooms are imported on first use, so `--help` of an experiment never pays for JAX.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules={
+        "adapt",
+        "config",
+        "data",
+        "flops",
+        "leaf",
+        "measure",
+        "models",
+        "optim",
+        "report",
+        "rng",
+        "shard",
+        "source",
+        "stats",
+        "train",
+        "tree",
+    },
+)
+
+__version__ = "0.1.0"
