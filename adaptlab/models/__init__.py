@@ -1,1 +1,20 @@
-""""""
+"""Models as `Model(init, apply, axes)`, and their weights from files. The only room that knows Flax."""
+
+from adaptlab.models.llama import REMAT_POLICIES, LlamaShape, llama
+from adaptlab.models.losses import cross_entropy, language_modelling
+from adaptlab.models.mlp import mlp
+from adaptlab.models.model import Model, Pretrained
+from adaptlab.models.pretrained import pretrained, save_hf
+
+__all__ = [
+    "REMAT_POLICIES",
+    "LlamaShape",
+    "Model",
+    "Pretrained",
+    "cross_entropy",
+    "language_modelling",
+    "llama",
+    "mlp",
+    "pretrained",
+    "save_hf",
+]

@@ -1,0 +1,112 @@
+"""Layers whose weights are read through `adaptlab.leaf`, so that any weight node may stand in them.
+
+Linen gives scopes, initialisation, scan and remat. `param` is called only while initialising: afterwards a leaf may be
+a node, whose shape is not the kernel's, and `get_variable` reads it as it is.
+
+Letters: B batch, T query time, S key time, D model, H heads, G key/value heads, K head width, V vocabulary.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from adaptlab import leaf
+
+__all__ = ["Embed", "Linear", "RMSNorm", "attention", "causal_mask", "rotary", "rotary_angles"]
+
+
+def read(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], axes: tuple) -> Any:
+    """Return the leaf `name` of a module: made from `init` while initialising, as bound otherwise."""
+    if module.is_initializing():
+        module.param(name, nn.with_partitioning(init, axes), shape)
+    return nn.unbox(module.get_variable("params", name))
+
+
+class Linear(nn.Module):
+    """x W, with an optional bias; `axes` are the logical names of W's two axes."""
+
+    features: int
+    axes: tuple[str, str]
+    use_bias: bool = False
+    init: Callable[..., Any] = nn.initializers.normal(0.02)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel_DF = read(self, "kernel", self.init, (x.shape[-1], self.features), self.axes)
+        y = leaf.dot(x, kernel_DF)
+        if self.use_bias:
+            bias_F = read(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
+            y = y + leaf.dense(bias_F).astype(y.dtype)
+        return y
+
+
+class Embed(nn.Module):
+    """A token table: rows for ids on the way in, `attend` for logits on the way out (tied embeddings)."""
+
+    vocab_size: int
+    width: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        shape, axes = (self.vocab_size, self.width), ("vocab", "embed")
+        self.table = read(self, "embedding", nn.initializers.normal(0.02), shape, axes)
+
+    def __call__(self, ids_BT: jax.Array) -> jax.Array:
+        return leaf.take(self.table, ids_BT, self.dtype)
+
+    def attend(self, x_BTD: jax.Array) -> jax.Array:
+        return leaf.dot(x_BTD, self.table, transpose=True)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x²) + eps) · scale (arXiv:1910.07467), reduced in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = leaf.dense(read(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed",)))
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * inverse * scale_D).astype(x.dtype)
+
+
+def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Return cos and sin `[B, T, 1, K/2]` of position · base^(-2i/K) (RoPE, arXiv:2104.09864, eq. 15)."""
+    frequency = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotary(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate the pairs (x_i, x_{i+K/2}) by their angle: the half-split convention of Hugging Face's Llama."""
+    x32 = x_BTHK.astype(jnp.float32)
+    first, second = jnp.split(x32, 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTHK.dtype)
+
+
+def causal_mask(segments_BT: jax.Array | None, length: int) -> jax.Array:
+    """Return who may look at whom, `[B or 1, T, S]`: the past and itself, inside one's own segment."""
+    causal = jnp.tril(jnp.ones((length, length), bool))[None]
+    return causal if segments_BT is None else causal & (segments_BT[:, :, None] == segments_BT[:, None, :])
+
+
+def attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    """Grouped-query attention (arXiv:2305.13245): softmax(q kᵀ / √K) v, query head h reading key head h·G//H.
+
+    Logits and the softmax are float32. Every query must see at least one key.
+
+    Returns:
+      `[B, T, H, K]` in q's dtype.
+    """
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    q_BTGNK = q_BTHK.reshape(B, T, G, H // G, K) * (K**-0.5)
+    scores = jnp.einsum("btgnk,bsgk->bgnts", q_BTGNK, k_BSGK, preferred_element_type=jnp.float32)
+    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
+    return jnp.einsum("bgnts,bsgk->btgnk", weights, v_BSGK).reshape(B, T, H, K)

@@ -1,0 +1,176 @@
+"""The decoder family of Llama (arXiv:2302.13971): RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from adaptlab.models.layers import Embed, Linear, RMSNorm, attention, causal_mask, rotary, rotary_angles
+from adaptlab.models.model import Model
+
+__all__ = ["REMAT_POLICIES", "LlamaShape", "llama"]
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """The sizes that fix a Llama: what a checkpoint's header says.
+
+    Attributes:
+      vocab_size: V.
+      width: D, the residual stream.
+      depth: L, the number of layers.
+      heads: H, query heads.
+      kv_heads: G, key/value heads; divides H.
+      head_width: K.
+      ffn_width: F.
+      rope_base: the base of the rotary frequencies.
+      norm_eps: the epsilon of RMSNorm.
+      tied: whether the head is the transposed embedding.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    ffn_width: int
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}: "
+                f"each key/value head serves an equal number of query heads."
+            )
+        if self.head_width % 2:
+            raise ValueError(f"head_width={self.head_width} is odd: rotary positions turn pairs.")
+
+
+class _Attention(nn.Module):
+    shape: LlamaShape
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+        s, (B, T, _) = self.shape, x_BTD.shape
+
+        def project(name: str, heads: int, axis: str) -> jax.Array:
+            y = Linear(heads * s.head_width, ("embed", axis), name=name)(x_BTD)
+            return y.reshape(B, T, heads, s.head_width)
+
+        q_BTHK = rotary(project("query", s.heads, "heads"), cos, sin)
+        k_BSGK = rotary(project("key", s.kv_heads, "kv_heads"), cos, sin)
+        v_BSGK = project("value", s.kv_heads, "kv_heads")
+        y_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS)
+        return Linear(s.width, ("heads", "embed"), name="out")(y_BTHK.reshape(B, T, -1))
+
+
+class _FeedForward(nn.Module):
+    shape: LlamaShape
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        gate_BTF = Linear(self.shape.ffn_width, ("embed", "ffn"), name="gate")(x_BTD)
+        up_BTF = Linear(self.shape.ffn_width, ("embed", "ffn"), name="up")(x_BTD)
+        return Linear(self.shape.width, ("ffn", "embed"), name="down")(nn.silu(gate_BTF) * up_BTF)
+
+
+class _Layer(nn.Module):
+    shape: LlamaShape
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array) -> Any:
+        norm = partial(RMSNorm, self.shape.norm_eps)
+        x_BTD += _Attention(self.shape, name="attention")(norm(name="attention_norm")(x_BTD), cos, sin, mask_BTS)
+        x_BTD += _FeedForward(self.shape, name="feed_forward")(norm(name="feed_forward_norm")(x_BTD))
+        return x_BTD, None
+
+
+class _Llama(nn.Module):
+    shape: LlamaShape
+    dtype: Any
+    remat: str
+    unroll: int
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array) -> jax.Array:
+        s = self.shape
+        embed = Embed(s.vocab_size, s.width, self.dtype, name="embed")
+        cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
+        mask_BTS = causal_mask(segments_BT, tokens_BT.shape[1])
+        x_BTD, _ = self._stack()(s, name="layers")(embed(tokens_BT), cos, sin, mask_BTS)
+        x_BTD = RMSNorm(s.norm_eps, name="norm")(x_BTD)
+        if s.tied:
+            return embed.attend(x_BTD).astype(jnp.float32)
+        return Linear(s.vocab_size, ("embed", "vocab"), name="head")(x_BTD).astype(jnp.float32)
+
+    def _stack(self) -> Any:
+        """One layer, rematerialised by policy, scanned over the leading axis of its weights."""
+        layer = _Layer
+        if self.remat != "none":
+            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        return nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.shape.depth,
+            unroll=self.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+
+
+def llama(
+    shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unroll: int | None = None
+) -> Model:
+    """Return a Llama-family decoder.
+
+    `apply(params, tokens_BT, *, segments=None, positions=None)` returns float32 logits `[B, T, V]`. Token t sees the
+    tokens of its own segment up to itself. `positions` default to 0 … T-1; only differences within a segment
+    matter.
+
+    Args:
+      shape: the sizes.
+      dtype: the compute dtype, "float32" or "bfloat16". Parameters, norms, softmax and logits stay float32.
+      remat: what the backward pass recomputes: "none" (save all), "dots" (save matrix products) or "full"
+        (save layer inputs only).
+      unroll: layers per iteration of the scan; None chooses by backend.
+
+    Raises:
+      ValueError: an unknown `dtype` or `remat`.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {sorted(_DTYPES)}.")
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat={remat!r} is not one of {sorted(REMAT_POLICIES)}.")
+    module = _Llama(shape, _DTYPES[dtype], remat, unroll or 1)
+    example = jnp.zeros((1, 2), jnp.int32)
+
+    def boxed(key: jax.Array) -> Any:
+        return module.init(key, example, None, example)["params"]
+
+    def init(key: jax.Array) -> Any:
+        return nn.unbox(boxed(key))
+
+    def apply(params: Any, tokens: jax.Array, *, segments: Any = None, positions: Any = None) -> jax.Array:
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        return module.apply({"params": params}, tokens, segments, positions)
+
+    def axes() -> Any:
+        specs = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
+        return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+
+    return Model(init, apply, axes)

@@ -1,0 +1,139 @@
+"""From a checkpoint's tensors to our tree and back: one table per family, matched by exact name and shape."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adaptlab import tree
+
+__all__ = ["Entry", "assemble", "disassemble", "llama_entries", "match"]
+
+
+class Entry(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+      path: where the tensor stands in our tree.
+      hf: its name in Hugging Face checkpoints; "{}" stands for the layer, and then the leaf is a stack of layers.
+      gguf: its name in GGUF files.
+      transpose: whether the checkpoint keeps `[output, input]` where we keep `[input, output]`.
+      rotary_heads: how many rotary heads the rows hold (llama.cpp interleaves their halves), or 0.
+    """
+
+    path: str
+    hf: str
+    gguf: str
+    transpose: bool = True
+    rotary_heads: int = 0
+
+
+def llama_entries(*, heads: int, kv_heads: int, tied: bool) -> list[Entry]:
+    """Return the table of the Llama family."""
+    hf, gguf = "model.layers.{}.", "blk.{}."
+    attention, mlp = hf + "self_attn.", hf + "mlp."
+    entries = [
+        Entry("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", transpose=False),
+        Entry("norm/scale", "model.norm.weight", "output_norm.weight", transpose=False),
+        Entry("layers/attention_norm/scale", hf + "input_layernorm.weight", gguf + "attn_norm.weight", False),
+        Entry(
+            "layers/feed_forward_norm/scale",
+            hf + "post_attention_layernorm.weight",
+            gguf + "ffn_norm.weight",
+            False,
+        ),
+        Entry(
+            "layers/attention/query/kernel", attention + "q_proj.weight", gguf + "attn_q.weight", True, heads
+        ),
+        Entry(
+            "layers/attention/key/kernel", attention + "k_proj.weight", gguf + "attn_k.weight", True, kv_heads
+        ),
+        Entry("layers/attention/value/kernel", attention + "v_proj.weight", gguf + "attn_v.weight"),
+        Entry("layers/attention/out/kernel", attention + "o_proj.weight", gguf + "attn_output.weight"),
+        Entry("layers/feed_forward/gate/kernel", mlp + "gate_proj.weight", gguf + "ffn_gate.weight"),
+        Entry("layers/feed_forward/up/kernel", mlp + "up_proj.weight", gguf + "ffn_up.weight"),
+        Entry("layers/feed_forward/down/kernel", mlp + "down_proj.weight", gguf + "ffn_down.weight"),
+    ]
+    return entries if tied else [*entries, Entry("head/kernel", "lm_head.weight", "output.weight")]
+
+
+def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Check that a checkpoint holds exactly the expected tensors.
+
+    Raises:
+      ValueError: names what is missing (-), what is extra (+) and what has another shape (!), all in one message.
+    """
+    problems = [f"  - {name} {expected[name]}: missing" for name in expected if name not in found]
+    problems += [f"  + {name} {found[name]}: not part of this model" for name in found if name not in expected]
+    problems += [
+        f"  ! {name}: expected {shape}, found {found[name]}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    if problems:
+        raise ValueError(
+            f"{where} does not fit the model its header describes ({len(expected)} tensors expected, "
+            f"{len(found)} found):\n" + "\n".join(problems)
+        )
+
+
+def _names(name: str, depth: int) -> list[str]:
+    return [name.format(i) for i in range(depth)] if "{}" in name else [name]
+
+
+def _stored_shape(entry: Entry, shape: tuple[int, ...], stacked: bool) -> tuple[int, ...]:
+    one = shape[1:] if stacked else shape
+    return one[::-1] if entry.transpose else one
+
+
+def assemble(
+    entries: Iterable[Entry],
+    name_of: Callable[[Entry], str],
+    shapes: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    read: Callable[[str, Entry], np.ndarray],
+    where: str,
+) -> dict[str, Any]:
+    """Read every tensor once, straight into its place in the stacked tree.
+
+    Args:
+      entries: the family's table.
+      name_of: `entry -> name` in this format.
+      shapes: our tree's shapes by path.
+      found: the checkpoint's shapes by name.
+      read: `(name, entry) -> array` in the checkpoint's layout.
+      where: the file, for errors.
+
+    Returns:
+      The nested dict of float32 NumPy arrays.
+    """
+    plan = {}
+    for entry in entries:
+        stacked = "{}" in name_of(entry)
+        names = _names(name_of(entry), shapes[entry.path][0] if stacked else 1)
+        plan[entry] = (names, stacked)
+    expected = {
+        name: _stored_shape(entry, shapes[entry.path], stacked)
+        for entry, (names, stacked) in plan.items()
+        for name in names
+    }
+    match(expected, found, where)
+    flat = {}
+    for entry, (names, stacked) in plan.items():
+        out = np.empty(shapes[entry.path], np.float32)
+        for i, name in enumerate(names):
+            array = read(name, entry)
+            out[i if stacked else ...] = array.T if entry.transpose else array
+        flat[entry.path] = out
+    return tree.unflatten(flat)
+
+
+def disassemble(entries: Iterable[Entry], params: Any) -> dict[str, np.ndarray]:
+    """Undo `assemble` for the Hugging Face layout: `{name: array}`."""
+    flat, tensors = tree.flatten(params), {}
+    for entry in entries:
+        array = np.asarray(flat[entry.path])
+        layers = array if "{}" in entry.hf else array[None]
+        for name, layer in zip(_names(entry.hf, len(layers)), layers, strict=True):
+            tensors[name] = np.ascontiguousarray(layer.T if entry.transpose else layer)
+    return tensors
