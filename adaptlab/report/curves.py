@@ -30,9 +30,7 @@ __all__ = [
     "series",
 ]
 
-SCHEMA = pa.schema(
-    [("run", pa.string()), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())]
-)
+SCHEMA = pa.schema([("run", pa.string()), ("step", pa.int64()), ("metric", pa.string()), ("value", pa.float64())])
 
 
 class Series(NamedTuple):
