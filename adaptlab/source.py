@@ -301,21 +301,31 @@ def _stamp(path: Path) -> list[list[Any]]:
 
 def _verified(path: Path, sha256: str | None, record: Path, described: str) -> Path:
     """Return the path if its content has this digest; the content is read only if it may have changed."""
-    known: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(record.read_text())
-    stamp = _stamp(path)
-    fresh = known.get("stamp") == stamp
-    found = known["sha256"] if fresh else sha256_of(path)
-    if found != (expected := sha256 or known.get("sha256", found)):
+    stamp, (known_sha256, known_stamp) = _stamp(path), _load_record(record)
+    fresh = known_sha256 is not None and known_stamp == stamp
+    found = known_sha256 if fresh else sha256_of(path)
+    if found != (expected := sha256 or known_sha256 or found):
         raise SourceError(
             f"{path} ({described}) has SHA-256 {found}, expected {expected}: it was changed or is damaged. "
             "Delete it to fetch it again, or correct the expected hash."
         )
     if not fresh:
-        with suppress(OSError):  # a cache that cannot be written is hashed each time
-            record.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = record.with_name(f"{record.name}.{os.getpid()}.{time.monotonic_ns()}")
-            unfinished.write_text(json.dumps({"sha256": found, "stamp": stamp}))
-            os.replace(unfinished, record)
+        _save_record(record, found, stamp)
     return path
+
+
+def _load_record(record: Path) -> tuple[str | None, Any]:
+    """The digest and stamp of a record; a lost or torn record is none."""
+    try:
+        known = json.loads(record.read_text())
+        return str(known["sha256"]), known["stamp"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None, None
+
+
+def _save_record(record: Path, sha256: str, stamp: list[list[Any]]) -> None:
+    with suppress(OSError):  # a cache that cannot be written is hashed each time
+        record.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = record.with_name(f"{record.name}.{os.getpid()}.{time.monotonic_ns()}")
+        unfinished.write_text(json.dumps({"sha256": sha256, "stamp": stamp}))
+        os.replace(unfinished, record)
