@@ -72,9 +72,7 @@ def select(paths: Iterable[str], patterns: str | Iterable[str]) -> dict[str, int
         compiled = [re.compile(p) for p in patterns]
     except re.error as error:
         raise ValueError(f"Selector {error.pattern!r} is not a regular expression: {error}.") from error
-    owner = {
-        path: next((i for i, p in enumerate(compiled) if p.fullmatch(path)), None) for path in paths
-    }
+    owner = {path: next((i for i, p in enumerate(compiled) if p.fullmatch(path)), None) for path in paths}
     for i, pattern in enumerate(patterns):
         if i not in owner.values():
             matched = [p for p in paths if compiled[i].fullmatch(p)]

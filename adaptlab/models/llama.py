@@ -132,9 +132,7 @@ class _Llama(nn.Module):
         )
 
 
-def llama(
-    shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unroll: int | None = None
-) -> Model:
+def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unroll: int | None = None) -> Model:
     """Return a Llama-family decoder.
 
     `apply(params, tokens_BT, *, segments=None, positions=None)` returns float32 logits `[B, T, V]`. Token t sees the

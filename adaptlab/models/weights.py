@@ -42,12 +42,8 @@ def llama_entries(*, heads: int, kv_heads: int, tied: bool) -> list[Entry]:
             gguf + "ffn_norm.weight",
             False,
         ),
-        Entry(
-            "layers/attention/query/kernel", attention + "q_proj.weight", gguf + "attn_q.weight", True, heads
-        ),
-        Entry(
-            "layers/attention/key/kernel", attention + "k_proj.weight", gguf + "attn_k.weight", True, kv_heads
-        ),
+        Entry("layers/attention/query/kernel", attention + "q_proj.weight", gguf + "attn_q.weight", True, heads),
+        Entry("layers/attention/key/kernel", attention + "k_proj.weight", gguf + "attn_k.weight", True, kv_heads),
         Entry("layers/attention/value/kernel", attention + "v_proj.weight", gguf + "attn_v.weight"),
         Entry("layers/attention/out/kernel", attention + "o_proj.weight", gguf + "attn_output.weight"),
         Entry("layers/feed_forward/gate/kernel", mlp + "gate_proj.weight", gguf + "ffn_gate.weight"),

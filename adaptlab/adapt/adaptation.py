@@ -1,0 +1,39 @@
+"""What an adaptation is: a triple of pure functions, as an optimiser is in Optax."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from adaptlab import leaf, tree
+
+__all__ = ["Adaptation", "axes_of", "materialize"]
+
+PyTree = Any
+
+
+class Adaptation(NamedTuple):
+    """How a base model is changed.
+
+    Attributes:
+      init: `(key, base) -> delta`: what trains, and nothing else.
+      bind: `(base, delta) -> params`: the base's paths, with arrays or weight nodes (`adaptlab.leaf`) as leaves. At
+        `delta = init(key, base)` the bound model computes what the base computes.
+      axes: `base_axes -> delta_axes`: the logical axis names of delta's arrays.
+    """
+
+    init: Callable[[Any, PyTree], PyTree]
+    bind: Callable[[PyTree, PyTree], PyTree]
+    axes: Callable[[PyTree], PyTree]
+
+
+def materialize(params: PyTree) -> PyTree:
+    """Replace every weight node by the array it stands for: a plain model's weights, for export and reference.
+
+    `materialize(adaptation.bind(base, delta))` is what is called merging an adapter. It is not the training
+    path: in low precision a small update is lost in the sum.
+    """
+    return tree.map_with_path(lambda _, x: leaf.dense(x), params, is_leaf=leaf.is_node)
+
+
+def axes_of(base_axes: PyTree) -> dict[str, tuple[str | None, ...]]:
+    """Return `{path: axis names}` of a tree of axis-name tuples."""
+    return tree.flatten(base_axes, is_leaf=lambda x: isinstance(x, tuple))

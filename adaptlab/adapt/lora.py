@@ -1,0 +1,105 @@
+"""Low-rank adaptation."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from adaptlab import leaf, tree
+from adaptlab.adapt.adaptation import Adaptation, axes_of
+from adaptlab.config import Traced
+from adaptlab.rng import stream_id
+
+__all__ = ["fan_in_uniform", "lora", "zeros"]
+
+Init = Callable[[Any, tuple[int, ...]], jax.Array]
+
+
+def fan_in_uniform(gain: float = 1.0) -> Init:
+    """Return an initialiser `[*L, D, R] ~ U(-gain/√D, gain/√D)`: what PyTorch's Linear and PEFT's A start from."""
+
+    def init(key: Any, shape: tuple[int, ...]) -> jax.Array:
+        bound = gain * shape[-2] ** -0.5
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+    return init
+
+
+def zeros() -> Init:
+    """Return an initialiser of zeros."""
+    return lambda key, shape: jnp.zeros(shape)
+
+
+def lora(
+    rank: int = 8,
+    *,
+    alpha: Traced = 16.0,
+    select: str | Sequence[str] = "layers/.*/kernel",
+    scaling: Literal["standard", "rank_stabilised"] = "standard",
+    init_a: Init | None = None,
+    init_b: Init | None = None,
+) -> Adaptation:
+    """W + s · A B with trained A `[D, R]` and B `[R, F]` (LoRA, arXiv:2106.09685, eq. 3).
+
+    The product is never formed while training: x W + s (x A) B. Trains R (D + F) parameters per adapted matrix.
+
+    Args:
+      rank: R, at least 1.
+      alpha: the numerator of the scale.
+      select: patterns of whole `/`-joined paths of the matrices to adapt, e.g.
+        `"layers/attention/(query|value)/kernel"`. Leading axes (a stack of layers) are batch axes.
+      scaling: "standard" is s = alpha / R; "rank_stabilised" is s = alpha / √R (rsLoRA, arXiv:2312.03732, eq. 4).
+      init_a: `(key, shape) -> A`; by default `fan_in_uniform()`.
+      init_b: `(key, shape) -> B`; by default `zeros()`, so that the adapted model starts as the base. One of the
+        two must be zero for that.
+
+    Raises:
+      ValueError: a rank below 1, an unknown scaling, a pattern that matches nothing, or a selected leaf that is
+        not a matrix.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank} must be at least 1; use frozen() to train nothing.")
+    if scaling not in ("standard", "rank_stabilised"):
+        raise ValueError(f"scaling={scaling!r} is not one of ['standard', 'rank_stabilised'].")
+    init_a, init_b = init_a or fan_in_uniform(), init_b or zeros()
+    scale = alpha / (rank if scaling == "standard" else rank**0.5)
+
+    def init(key: jax.Array, base: Any) -> Any:
+        delta = {}
+        for path, w in _targets(tree.flatten(base, leaf.is_node), select).items():
+            *lead, d, f = _matrix_shape(path, w)
+            # One key per path: selecting one more matrix leaves the others' draws as they were.
+            key_a, key_b = jax.random.split(jax.random.fold_in(key, stream_id(path)))
+            delta[path] = {"a": init_a(key_a, (*lead, d, rank)), "b": init_b(key_b, (*lead, rank, f))}
+        return tree.unflatten(delta)
+
+    def bind(base: Any, delta: Any) -> Any:
+        flat_delta = tree.flatten(delta)
+
+        def node(path: str, w: Any) -> Any:
+            a, b = flat_delta.get(f"{path}/a"), flat_delta.get(f"{path}/b")
+            if a is None or b is None:
+                return w
+            return leaf.LowRank(w, a, b, jnp.full(a.shape[:-2], scale, jnp.float32))
+
+        return tree.map_with_path(node, base, is_leaf=leaf.is_node)
+
+    def axes(base_axes: Any) -> Any:
+        delta = {}
+        for path, (*lead, d, f) in _targets(axes_of(base_axes), select).items():
+            delta[path] = {"a": (*lead, d, "rank"), "b": (*lead, "rank", f)}
+        return tree.unflatten(delta)
+
+    return Adaptation(init, bind, axes)
+
+
+def _targets(flat: dict[str, Any], select: str | Sequence[str]) -> dict[str, Any]:
+    return {path: flat[path] for path, i in tree.select(flat, select).items() if i is not None}
+
+
+def _matrix_shape(path: str, w: Any) -> tuple[int, ...]:
+    shape = jax.eval_shape(leaf.dense, w).shape
+    if len(shape) < 2 or path.endswith(("/scale", "/bias")):
+        raise ValueError(f"lora selects {path!r} of shape {shape}, which is not a matrix; narrow `select`.")
+    return shape

@@ -1,0 +1,97 @@
+"""The neutral elements and the ways to combine: everything trains, nothing trains, each part its own way."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaptlab import tree
+from adaptlab.adapt.adaptation import Adaptation, axes_of
+
+__all__ = ["frozen", "full", "partition"]
+
+
+def full() -> Adaptation:
+    """Full fine-tuning: delta is the adapted weights themselves, starting as a copy of the base.
+
+    Trains every parameter: count(delta) = count(base).
+    """
+    return Adaptation(
+        init=lambda key, base: jax.tree.map(jnp.copy, base),
+        bind=lambda base, delta: delta,
+        axes=lambda base_axes: base_axes,
+    )
+
+
+def frozen() -> Adaptation:
+    """No adaptation: delta is empty and the base stays what it is. The neutral element of `partition`."""
+    return Adaptation(
+        init=lambda key, base: {},
+        bind=lambda base, delta: base,
+        axes=lambda base_axes: {},
+    )
+
+
+def partition(parts: Mapping[str, Adaptation]) -> Adaptation:
+    """Adapt each part of the model its own way.
+
+    Args:
+      parts: `{pattern: adaptation}`. Patterns are regular expressions matched against whole `/`-joined paths of
+        the base; the first match wins.
+
+    Raises:
+      ValueError: when bound to a base, if a pattern matches nothing or a path is not covered; add
+        `".*": frozen()` for the rest.
+
+    >>> adaptation = partition({"head/.*": full(), ".*": frozen()})
+    >>> base = {"head": {"kernel": jnp.ones(2)}, "body": {"kernel": jnp.ones(3)}}
+    >>> adaptation.init(jax.random.key(0), base)
+    {'head': {'kernel': Array([1., 1.], dtype=float32)}}
+    """
+    patterns = list(parts)
+
+    def split(flat: dict[str, Any]) -> list[dict[str, Any]]:
+        owner = tree.select(flat, patterns)
+        if uncovered := [path for path, i in owner.items() if i is None]:
+            raise ValueError(
+                f"partition({patterns}) covers no {uncovered}; add '.*': frozen() to leave the rest as it is."
+            )
+        return [{p: x for p, x in flat.items() if owner[p] == i} for i in range(len(patterns))]
+
+    def pieces(base: Any) -> list[tuple[Adaptation, Any]]:
+        return list(zip(parts.values(), map(tree.unflatten, split(tree.flatten(base))), strict=True))
+
+    def init(key: jax.Array, base: Any) -> Any:
+        # Every part gets the same key: parts draw per path, and their paths differ.
+        return _union([part.init(key, piece) for part, piece in pieces(base)])
+
+    def bind(base: Any, delta: Any) -> Any:
+        flat, bound = tree.flatten(delta), []
+        for part, piece in pieces(base):
+            own = jax.eval_shape(part.init, jax.random.key(0), piece)
+            own = tree.unflatten({path: flat[path] for path in tree.flatten(own)})
+            bound.append(part.bind(piece, own))
+        return _union(bound)
+
+    def axes(base_axes: Any) -> Any:
+        groups = split(axes_of(base_axes))
+        return _union([p.axes(tree.unflatten(g)) for p, g in zip(parts.values(), groups, strict=True)])
+
+    return Adaptation(init, bind, axes)
+
+
+def _union(trees: list[Any]) -> Any:
+    """Join nested dicts whose leaves (arrays, nodes or axis tuples) stand at different paths."""
+    joined: dict[str, Any] = {}
+    for one in trees:
+        _graft(joined, one)
+    return joined
+
+
+def _graft(onto: dict[str, Any], branch: Mapping[str, Any]) -> None:
+    for name, value in branch.items():
+        if isinstance(value, Mapping):
+            _graft(onto.setdefault(name, {}), value)
+        else:
+            onto[name] = value

@@ -1,0 +1,75 @@
+"""A run as a compiled program of its numbers: runs that differ only in numbers share it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from adaptlab.adapt import Adaptation
+from adaptlab.rng import key_for
+from adaptlab.shard import Placement
+from adaptlab.train.objective import Loss, make_objective
+from adaptlab.train.step import TrainState, init_state, make_step
+
+__all__ = ["Numbers", "Program", "make_program"]
+
+Numbers = Mapping[str, Any]
+
+
+class Program(NamedTuple):
+    """The jitted functions of a run. `numbers` and `seed` are arguments: changing them never recompiles.
+
+    Attributes:
+      init: `(numbers, seed, base) -> TrainState`.
+      step: `(numbers, seed, state, base, batch) -> (state, metrics)`; donates the state, never the base.
+      bind: `(numbers, base, delta) -> params`, not jitted: for use inside a measurement's own program.
+    """
+
+    init: Callable[[Numbers, Any, Any], TrainState]
+    step: Callable[[Numbers, Any, TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
+    bind: Callable[[Numbers, Any, Any], Any]
+
+
+def make_program(
+    loss: Loss,
+    adapt: Callable[[Numbers], Adaptation],
+    optim: Callable[[Numbers], optax.GradientTransformation],
+    *,
+    accumulate: int = 1,
+    placement: Placement | None = None,
+) -> Program:
+    """Compile a way of adapting.
+
+    Args:
+      loss: see `make_objective`.
+      adapt: `numbers -> Adaptation`; called inside the trace.
+      optim: `numbers -> optimiser`; called inside the trace.
+      accumulate: microbatches per update.
+      placement: where deltas and optimiser states live on a mesh; None leaves it to JAX.
+    """
+
+    def init(numbers: Numbers, seed: Any, base: Any) -> TrainState:
+        adaptation, optimizer = adapt(numbers), optim(numbers)
+        state = init_state(adaptation.init(key_for(seed, "init"), base), optimizer)
+        if placement is None:
+            return state
+        delta = placement.shardings(adaptation.axes(placement.axes), state.delta)
+        opt_state = optax.tree_map_params(
+            optimizer,
+            lambda _, sharding: sharding,
+            state.opt_state,
+            delta,
+            transform_non_params=lambda _: placement.replicated,
+        )
+        where = TrainState(placement.replicated, delta, opt_state, placement.replicated)
+        return jax.lax.with_sharding_constraint(state, where)
+
+    def step(numbers: Numbers, seed: Any, state: TrainState, base: Any, batch: Any) -> Any:
+        one = make_step(make_objective(loss, adapt(numbers)), optim(numbers), accumulate=accumulate)
+        return one(state, base, batch, key_for(seed, "step", state.step))
+
+    def bind(numbers: Numbers, base: Any, delta: Any) -> Any:
+        return adapt(numbers).bind(base, delta)
+
+    return Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind)

@@ -1,0 +1,99 @@
+"""The training step: pure, and short."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adaptlab import tree
+from adaptlab.stats import Mean, merge
+from adaptlab.train.objective import Objective
+
+__all__ = ["TrainState", "init_state", "make_step"]
+
+Step = Callable[["TrainState", Any, Any, jax.Array], tuple["TrainState", dict[str, jax.Array]]]
+
+
+class TrainState(NamedTuple):
+    """All that changes while training; a checkpoint holds this and nothing else.
+
+    Attributes:
+      step: int32, the updates done.
+      delta: what trains.
+      opt_state: the optimiser's state.
+      diverged_at: int32, the step whose loss or gradient was not finite, or -1. From then on nothing changes but
+        `step`.
+    """
+
+    step: jax.Array
+    delta: Any
+    opt_state: Any
+    diverged_at: jax.Array
+
+
+def init_state(delta: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first update."""
+    return TrainState(jnp.zeros((), jnp.int32), delta, optimizer.init(delta), jnp.full((), -1, jnp.int32))
+
+
+def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, accumulate: int = 1) -> Step:
+    """Return `step(state, base, batch, key) -> (state, metrics)`.
+
+    The gradient is that of sum(loss) / sum(weight) over the whole batch, however it is cut in microbatches.
+
+    Args:
+      objective: see `make_objective`.
+      optimizer: an Optax transform.
+      accumulate: microbatches per update; divides the batch's leading axis.
+
+    Returns:
+      The step. Its metrics are scalars: `loss` (nats per token before the update, terms included), `weight`,
+      `grad_norm` (before clipping).
+    """
+
+    def microbatch(delta: Any, base: Any, batch: Any, key: jax.Array) -> tuple[Any, Mean]:
+        def total(delta: Any) -> tuple[jax.Array, Mean]:
+            mean = objective(delta, base, batch, key)
+            return mean.sum, mean
+
+        return jax.grad(total, has_aux=True)(delta)
+
+    def gradient(delta: Any, base: Any, batch: Any, key: jax.Array) -> tuple[Any, Mean]:
+        if accumulate == 1:
+            grads, mean = microbatch(delta, base, batch, key)
+        else:
+            parts = jax.tree.map(lambda x: _cut(x, accumulate), batch)
+
+            def add(carry: Any, part: Any) -> tuple[Any, None]:
+                index, piece = part
+                grads, mean = microbatch(delta, base, piece, jax.random.fold_in(key, index))
+                return (jax.tree.map(jnp.add, carry[0], grads), merge(carry[1], mean)), None
+
+            zero = (jax.tree.map(jnp.zeros_like, delta), Mean.empty())
+            (grads, mean), _ = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
+        inverse = 1.0 / jnp.maximum(mean.weight, 1.0)
+        return jax.tree.map(lambda g: g * inverse.astype(g.dtype), grads), mean
+
+    def step(state: TrainState, base: Any, batch: Any, key: jax.Array) -> Any:
+        grads, mean = gradient(state.delta, base, batch, key)
+        grad_norm = tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.delta)
+        healthy = (state.diverged_at < 0) & jnp.isfinite(mean.sum) & jnp.isfinite(grad_norm)
+        diverged_at = jnp.where(healthy | (state.diverged_at >= 0), state.diverged_at, state.step)
+        delta, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(healthy, new, old),
+            (optax.apply_updates(state.delta, updates), opt_state),
+            (state.delta, state.opt_state),
+        )
+        metrics = {"loss": mean.value, "weight": mean.weight, "grad_norm": grad_norm}
+        return TrainState(state.step + 1, delta, opt_state, diverged_at), metrics
+
+    return step
+
+
+def _cut(x: jax.Array, parts: int) -> jax.Array:
+    if x.shape[0] % parts:
+        raise ValueError(f"accumulate={parts} does not divide the batch size {x.shape[0]}.")
+    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
