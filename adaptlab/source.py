@@ -302,8 +302,8 @@ def _stamp(path: Path) -> list[list[Any]]:
 def _verified(path: Path, sha256: str | None, record: Path, described: str) -> Path:
     """Return the path if its content has this digest; the content is read only if it may have changed."""
     stamp, (known_sha256, known_stamp) = _stamp(path), _load_record(record)
-    fresh = known_sha256 is not None and known_stamp == stamp
-    found = known_sha256 if fresh else sha256_of(path)
+    fresh = known_stamp == stamp
+    found = known_sha256 if fresh and known_sha256 else sha256_of(path)
     if found != (expected := sha256 or known_sha256 or found):
         raise SourceError(
             f"{path} ({described}) has SHA-256 {found}, expected {expected}: it was changed or is damaged. "

