@@ -5,6 +5,7 @@ keys, wrong types) before anything loads, and completed with the defaults of the
 what ran.
 """
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -27,6 +28,7 @@ __all__ = [
     "instantiate",
     "main",
     "nearest",
+    "register_resolver",
     "split",
     "to_yaml",
     "validate",
@@ -146,13 +148,24 @@ def _validate_call(node: Node, path: str, factory: Callable[..., Any]) -> Node:
     done = {"_target_": node["_target_"]} if "_target_" in node else {}
     for key, parameter in named.items():
         if key in node:
-            _check_type(node[key], parameter, _join(path, key), title)
-            done[key] = validate(node[key], _join(path, key))
+            done[key] = _validate_value(node[key], _join(path, key), parameter, title)
         elif parameter.default is inspect.Parameter.empty:
             raise ConfigError(f"{_join(path, key)}: {title} needs {key!r} and the config does not give it.")
         elif isinstance(parameter.default, int | float | str | bool | None | list | tuple | dict):
             done[key] = validate(parameter.default, _join(path, key))
     return done | {k: validate(v, _join(path, k)) for k, v in node.items() if k not in done}
+
+
+def _validate_value(value: Any, path: str, parameter: inspect.Parameter, title: str) -> Any:
+    """Check one argument. A dataclass, or a dict of dataclasses by name, is the schema of what stands below it."""
+    hint = parameter.annotation
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping) and not _is_call(value):
+        return validate(value, path, typing.cast(Callable[..., Any], hint))
+    key_value = typing.get_args(hint)
+    if typing.get_origin(hint) is dict and dataclasses.is_dataclass(key_value[1]) and isinstance(value, Mapping):
+        return {name: validate(part, _join(path, name), key_value[1]) for name, part in value.items()}
+    _check_type(value, parameter, path, title)
+    return validate(value, path)
 
 
 def _check_type(value: Any, parameter: inspect.Parameter, path: str, title: str) -> None:
@@ -164,7 +177,7 @@ def _check_type(value: Any, parameter: inspect.Parameter, path: str, title: str)
     if _is_call(value):
         if hint not in (int, float, str, bool):
             return
-    elif is_bearable(value, hint) or (isinstance(value, int) and not isinstance(value, bool) and is_bearable(float(value), hint)):
+    elif is_bearable(value, hint) or (type(value) is int and is_bearable(float(value), hint)):
         return
     expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise ConfigError(f"{path}={value!r}: {title} expects {expected}, not {type(value).__name__}.")
@@ -256,12 +269,25 @@ def _plain(config: Any) -> Node:
         raise ConfigError(str(error).splitlines()[0]) from error
 
 
+def register_resolver(name: str, resolve: Callable[..., Any]) -> None:
+    """Make `${name:argument}` known to configs, as `resolve(the whole job's config, argument)`."""
+    from omegaconf import OmegaConf
+
+    def resolver(*arguments: Any, _root_: Any) -> Any:
+        job = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+        return resolve(typing.cast(Node, OmegaConf.to_container(job, resolve=True)), *arguments)
+
+    OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
+
+
 def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
-    """Return a decorator that makes `f(study, run_dir)` a Hydra app over `conf/<name>.yaml`.
+    """Return a decorator that makes `f(config, run_dir)` a Hydra app over `conf/<name>.yaml`.
+
+    The config is checked against the schema and completed before `f` sees it, as plain containers.
 
     Args:
       name: the primary config.
-      schema: a dataclass: its fields are the config's top-level keys.
+      schema: a dataclass (or any callable): its fields are the config's top-level keys.
     """
 
     def decorate(f: Callable[[Any, Path], Any]) -> Callable[[], Any]:
@@ -276,7 +302,7 @@ def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path
                     node = validate(_plain(config), schema=schema)
                 except ConfigError as error:
                     sys.exit(f"Config error: {error}")
-                return f(schema(**node), Path(HydraConfig.get().runtime.output_dir))
+                return f(node, Path(HydraConfig.get().runtime.output_dir))
 
             return _with_hints(task, name)
 

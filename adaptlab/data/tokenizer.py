@@ -18,7 +18,7 @@ from jaxtyping import Int32
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 
-from adaptlab.data.gguf_metadata import load_gguf_metadata
+from adaptlab.gguf import load_gguf_header
 from adaptlab.source import Source
 
 __all__ = ["Tokenizer", "gguf_tokenizer", "json_tokenizer", "load_tokenizer"]
@@ -64,7 +64,7 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
     Raises:
       ValueError: another kind of vocabulary, or a pre-tokenizer (`tokenizer.ggml.pre`) not known here.
     """
-    metadata = load_gguf_metadata(path)
+    metadata = load_gguf_header(path).metadata
     names = {name: f"tokenizer.ggml.{name}" for name in ("model", "pre", "tokens", "merges", "token_type")}
     if missing := [key for key in names.values() if key not in metadata]:
         raise ValueError(f"{path} lacks the metadata {', '.join(missing)}: it is no byte-level BPE tokenizer")

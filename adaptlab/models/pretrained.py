@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from adaptlab import tree
+from adaptlab.gguf import TensorInfo, load_gguf_header
 from adaptlab.models.llama import LlamaShape, llama
 from adaptlab.models.model import Pretrained
 from adaptlab.models.weights import Entry, assemble, disassemble, llama_entries
@@ -78,21 +80,18 @@ def _require(architecture: str, where: Path) -> None:
 
 
 def _open_gguf(path: Path) -> tuple[LlamaShape, int, Callable[[], Any]]:
-    import gguf
-
-    reader = gguf.GGUFReader(path)
-    tensors = {t.name: t for t in reader.tensors}
+    metadata, tensors = load_gguf_header(path)
 
     def header(key: str, default: Any = None) -> Any:
-        field = reader.get_field(key)
-        if field is None and default is None:
+        value = metadata.get(key, default)
+        if value is None:
             raise ValueError(f"{path} has no {key!r} in its header.")
-        return default if field is None else field.contents()
+        return value
 
     _require(header("general.architecture"), path)
     width, heads = header("llama.embedding_length"), header("llama.attention.head_count")
     shape = LlamaShape(
-        vocab_size=int(tensors["token_embd.weight"].shape[1]),
+        vocab_size=tensors["token_embd.weight"].shape[0],
         width=width,
         depth=header("llama.block_count"),
         heads=heads,
@@ -104,16 +103,28 @@ def _open_gguf(path: Path) -> tuple[LlamaShape, int, Callable[[], Any]]:
         tied="output.weight" not in tensors,
     )
 
-    def read(name: str, entry: Entry) -> np.ndarray:
-        tensor = tensors[name]
-        array = gguf.dequantize(tensor.data, tensor.tensor_type)
-        return _deinterleave(array, entry.rotary_heads) if entry.rotary_heads else array
-
     def load() -> Any:
-        found = {n: tuple(int(d) for d in t.shape[::-1]) for n, t in tensors.items()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        data = np.memmap(path, np.uint8, "r")
+
+        def read(name: str, entry: Entry) -> np.ndarray:
+            array = _dequantise(data, tensors[name])
+            return _deinterleave(array, entry.rotary_heads) if entry.rotary_heads else array
+
         return assemble(_entries(shape), lambda e: e.gguf, _shapes(shape), found, read, str(path))
 
     return shape, header("llama.context_length"), load
+
+
+def _dequantise(data: np.ndarray, tensor: TensorInfo) -> np.ndarray:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    kind = GGMLQuantizationType(tensor.type)
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    row_bytes = tensor.shape[-1] // block * block_bytes
+    rows = math.prod(tensor.shape[:-1])
+    raw = data[tensor.start : tensor.start + rows * row_bytes].reshape(*tensor.shape[:-1], row_bytes)
+    return dequantize(raw, kind)
 
 
 def _deinterleave(rows: np.ndarray, heads: int) -> np.ndarray:

@@ -4,12 +4,13 @@ from adaptlab.train.checkpoint import CheckpointError, Checkpoints, open_checkpo
 from adaptlab.train.duration import Duration, duration
 from adaptlab.train.loop import Fitted, Run, Writer, fit
 from adaptlab.train.objective import Loss, Objective, Term, make_objective
-from adaptlab.train.program import Numbers, Program, make_program
+from adaptlab.train.program import Compiled, Numbers, Program, compile_program, make_program
 from adaptlab.train.step import TrainState, init_state, make_step
 
 __all__ = [
     "CheckpointError",
     "Checkpoints",
+    "Compiled",
     "Duration",
     "Fitted",
     "Loss",
@@ -20,6 +21,7 @@ __all__ = [
     "Term",
     "TrainState",
     "Writer",
+    "compile_program",
     "duration",
     "fit",
     "init_state",

@@ -1,0 +1,55 @@
+"""The result table at the end of a run, on the console."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from adaptlab.report.words import extra_names, headline, number, plain, spread
+
+__all__ = ["print_results", "results_table"]
+
+
+def results_table(summary: Mapping[str, Any]) -> Table:
+    """Return the table of a study's methods, each at its representative learning rate, one to a column."""
+    methods = summary["methods"]
+    seeds = sorted({len(row["seeds"]) for row in methods.values()})
+    table = Table(title=f"Gain and forgetting on held-out text, nats/token ({_seeds(seeds, summary)})")
+    table.add_column("")
+    for name in methods:
+        table.add_column(name, justify="right")
+
+    def add(label: str, cells: list[str]) -> None:
+        table.add_row(label, *cells)
+
+    add("learning rate", [f"{row['lr']:g}" for row in methods.values()])
+    add("best target gain", [spread(row["best_gain"]) for row in methods.values()])
+    add("  at step", [number(row["best_step"]["mean"], 0) for row in methods.values()])
+    add("final target gain", [spread(row["final_gain"]) for row in methods.values()])
+    for domain in [*summary["upstream"], "mean"]:
+        cells = [spread(row["final_change"][domain], sign=True) for row in methods.values()]
+        add(f"final change, {plain(domain)}", cells)
+    for i, level in enumerate(summary["equal_gain"]["levels"]):
+        cells = [spread(row["equal_gain"][i]["change"]["mean"], sign=True) for row in methods.values()]
+        add(f"mean change at gain {number(level)}", cells)
+    for name, (label, form) in extra_names(summary).items():
+        cells = [form(row["extra"].get(name, {"mean": None})["mean"]) for row in methods.values()]
+        add(label.lower(), cells)
+    return table
+
+
+def print_results(summary: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print the table, what it says in words, and any warnings."""
+    console = Console() if console is None else console
+    console.print(results_table(summary))
+    for sentence in headline(summary):
+        console.print(sentence, highlight=False, markup=False)
+    for warning in summary["warnings"]:
+        console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
+
+
+def _seeds(counts: list[int], summary: Mapping[str, Any]) -> str:
+    if counts == [1]:
+        return "one seed: no intervals"
+    return f"mean [{summary['confidence']:.0%} interval], n = {' or '.join(map(str, counts))} seeds"

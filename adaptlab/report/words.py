@@ -1,0 +1,120 @@
+"""Numbers and results in words: what the HTML report and the console table have in common."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+__all__ = ["EXTRA", "count", "extra_names", "headline", "number", "plain", "spread"]
+
+_DASH = "–"  # noqa: RUF001: stands for a number that does not exist
+
+
+def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
+    """Return a number with fixed decimals and a true minus sign, or a dash for nan and None.
+
+    >>> number(-0.12345), number(0.5, 1, sign=True), number(float("nan"))
+    ('−0.123', '+0.5', '–')
+    """
+    if value is None or not math.isfinite(value):
+        return _DASH
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+
+
+def spread(interval: Mapping[str, Any], digits: int = 3, sign: bool = False) -> str:
+    """Return a mean with its interval, or the mean alone where there is none.
+
+    >>> spread({"mean": 1.0, "low": 0.5, "high": 1.5}, digits=1)
+    '1.0 [0.5, 1.5]'
+    >>> spread({"mean": 1.0, "low": None, "high": None}, digits=1)
+    '1.0'
+    """
+    mean, low, high = (number(interval[key], digits, sign) for key in ("mean", "low", "high"))
+    return mean if _DASH in (low, high) else f"{mean} [{low}, {high}]"
+
+
+def count(value: float | None) -> str:
+    """Return a large number with three digits and a unit prefix.
+
+    >>> [count(v) for v in (0, 576, 2442240, 7.4e13, 1.2e30, None)]
+    ['0', '576', '2.44 M', '74 T', '1.2e+30', '–']
+    """
+    if value is None or not math.isfinite(value):
+        return _DASH
+    for power, prefix in ((0, ""), (3, " k"), (6, " M"), (9, " G"), (12, " T"), (15, " P"), (18, " E")):
+        if abs(value) < 999.5 * 10**power:
+            return f"{value / 10**power:.3g}{prefix}"
+    return f"{value:.3g}"
+
+
+def plain(name: str) -> str:
+    """Return a name from the config as words: `"english_news"` as "english news"."""
+    return name.replace("_", " ")
+
+
+# What experiments are known to record for each run besides its curves: label and format.
+EXTRA: dict[str, tuple[str, Callable[[float | None], str]]] = {
+    "trainable_parameters": ("Trainable parameters", count),
+    "flops": ("FLOPs", count),
+    "flops_per_token": ("FLOPs per token", count),
+    "tokens_per_second": ("Tokens/s", count),
+    "peak_memory_bytes": ("Peak memory (bytes)", count),
+    "delta_bytes": ("Adapter file (bytes)", count),
+    "seconds": ("Seconds", count),
+}
+
+
+def extra_names(summary: Mapping[str, Any]) -> dict[str, tuple[str, Callable[[float | None], str]]]:
+    """The further numbers that any method has: known ones first, under their label."""
+    present = dict.fromkeys(name for row in summary["groups"] for name in row["extra"])
+    known = {name: EXTRA[name] for name in EXTRA if name in present}
+    return known | {name: (plain(name), count) for name in present if name not in known}
+
+
+def headline(summary: Mapping[str, Any]) -> list[str]:
+    """Say the main result in plain sentences, with the number of seeds and the intervals."""
+    methods = summary["methods"]
+    sentences = [
+        f"{name} (learning rate {row['lr']:g}) lowered the loss on {plain(summary['target'])} by at most "
+        f"{_phrase(row['best_gain'], summary)}."
+        for name, row in methods.items()
+    ]
+    levels = summary["equal_gain"]["levels"]
+    if levels:
+        rises = [
+            f"{_phrase(row['equal_gain'][-1]['change']['mean'], summary, sign=True)} with {name}"
+            for name, row in methods.items()
+        ]
+        sentences.append(
+            f"At the same gain of {number(levels[-1])} nats/token, the mean loss on "
+            f"{_listed([plain(d) for d in summary['upstream']])} changed by {_listed(rises)}."
+        )
+        sentences += [_verdict(c, summary) for c in summary["comparisons"] if c["gain"] == levels[-1]]
+    return sentences
+
+
+def _phrase(interval: Mapping[str, Any], summary: Mapping[str, Any], sign: bool = False) -> str:
+    mean, low, high = (number(interval[key], sign=sign) for key in ("mean", "low", "high"))
+    if interval["n"] < 2:
+        return f"{mean} nats/token (one seed: no interval)"
+    if low == _DASH:
+        return f"{mean} nats/token (n = {interval['n']} seeds, no interval)"
+    level = f"{summary['confidence']:.0%}"
+    return f"{mean} nats/token ({level} interval {low} to {high}, n = {interval['n']} seeds)"
+
+
+def _verdict(comparison: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    a, b, difference = comparison["a"], comparison["b"], comparison["difference"]["mean"]
+    if difference["mean"] is None or not math.isfinite(difference["mean"]):
+        return f"{a} and {b} cannot be compared at that gain."
+    more, less = (b, a) if difference["mean"] > 0 else (a, b)
+    phrase = f"{more} forgot {number(abs(difference['mean']))} nats/token more than {less}"
+    if difference["n"] < 2:
+        return f"{phrase}; with one seed, whether another seed would say the same is not known."
+    low, high = difference["low"], difference["high"]
+    between = f"{summary['confidence']:.0%} interval of {b} minus {a}, paired by seed: {number(low, sign=True)} to "
+    clear = "excludes zero" if low > 0 or high < 0 else "includes zero, so these seeds do not settle which forgets more"
+    return f"{phrase} ({between}{number(high, sign=True)}, n = {difference['n']}); the interval {clear}."
+
+
+def _listed(items: list[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

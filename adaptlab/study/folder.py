@@ -1,0 +1,104 @@
+"""A study's folder: found again after a crash, locked while it is written, never mixed with another config."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from adaptlab import config
+
+__all__ = ["StudyError", "identity", "locked", "open_folder", "register_resolver"]
+
+_IDENTITY, _LOCK, _DONE = "identity.json", "lock", "summary.json"
+# What does not change any number: a study may be resumed with other values of these.
+_INCIDENTAL = ("wandb", "resume")
+
+
+class StudyError(RuntimeError):
+    """A folder that cannot take this study."""
+
+
+def identity(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a study's config that determines its numbers."""
+    return {key: value for key, value in study.items() if key not in _INCIDENTAL}
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process. The lock goes with the process, however that ends.
+
+    Raises:
+      StudyError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"{folder} is being written by another process; wait, or choose hydra.run.dir.") from None
+        yield
+
+
+def open_folder(folder: Path, study: Mapping[str, Any]) -> bool:
+    """Claim a folder for a study and return whether it holds an earlier part of the same study.
+
+    Raises:
+      StudyError: it holds a study with another config; names the keys that differ.
+    """
+    path, mine = folder / _IDENTITY, json.loads(json.dumps(identity(study)))
+    if not path.exists():
+        path.write_text(json.dumps(mine, indent=1))
+        return False
+    there = json.loads(path.read_text())
+    if there != mine:
+        differences = "\n".join(f"  {d}" for d in _differences(there, mine))
+        raise StudyError(
+            f"{folder} holds a study with another config (there -> here):\n{differences}\nChoose another hydra.run.dir."
+        )
+    if study.get("resume") is False:
+        raise StudyError(f"{folder} already holds this study and resume=false; choose another hydra.run.dir.")
+    return True
+
+
+def _differences(there: Any, here: Any, path: str = "") -> list[str]:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = [*there, *(k for k in here if k not in there)]
+        return [d for k in keys for d in _differences(there.get(k), here.get(k), f"{path}.{k}" if path else k)]
+    return [] if there == here else [f"{path}: {there!r} -> {here!r}"]
+
+
+def _unfinished(home: Path, study: Mapping[str, Any]) -> Path | None:
+    """The newest folder in `home` that a killed process left of this very study."""
+    mine = json.loads(json.dumps(identity(study)))
+    for path in sorted(home.glob(f"*/{_IDENTITY}"), reverse=True):
+        folder = path.parent
+        try:
+            if json.loads(path.read_text()) != mine or (folder / _DONE).exists():
+                continue
+            with locked(folder):
+                return folder
+        except (StudyError, ValueError):
+            continue
+    return None
+
+
+def register_resolver(schema: Any) -> None:
+    """Make `${run_dir:<study>}` known to Hydra: the folder to resume, or a new one named by the time.
+
+    Args:
+      schema: the study's dataclass, with which its config is completed before it is compared.
+    """
+
+    def resolve(plain: Mapping[str, Any], name: str) -> str:
+        home, now = Path("runs") / name, datetime.now()
+        try:
+            study = config.validate(plain, schema=schema)
+        except config.ConfigError:
+            return str(home / "rejected")  # the app says why before it writes anything
+        found = _unfinished(home, study) if study.get("resume", True) else None
+        return str(found or home / now.strftime("%Y-%m-%d_%H-%M-%S"))
+
+    config.register_resolver("run_dir", resolve)

@@ -1,0 +1,96 @@
+"""What a study's config may say: the schemas of its sections."""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from adaptlab.train import Duration
+
+__all__ = ["Base", "HeldOut", "Method", "Training", "Wandb"]
+
+Call = dict[str, Any]
+"""A config node with `_target_`: a factory and its arguments."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained model.
+
+    Attributes:
+      model: gives its functions and weights, see `adaptlab.models.pretrained`.
+      tokenizer: gives its tokenizer, see `adaptlab.data.load_tokenizer`.
+      weights: the source both read.
+    """
+
+    model: Call
+    tokenizer: Call
+    weights: Call
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of adapting.
+
+    Attributes:
+      adapt: the adaptation's factory.
+      optim: the optimiser's factory.
+      learning_rates: runs one member per rate, in place of `optim.lr`; null runs `optim.lr` alone.
+    """
+
+    adapt: Call
+    optim: Call
+    learning_rates: list[float] | None = None
+
+
+class Training(NamedTuple):
+    """How long, on how much at a time.
+
+    Attributes:
+      duration: how long to train.
+      batch_size: rows per update, over all devices.
+      length: tokens per row.
+      accumulate: microbatches per update.
+      measure_every: steps between measurements.
+      save_every: steps between checkpoints.
+      keep: checkpoints to keep, at least 2.
+      max_tokens: use only so many tokens of the target's training text; None for all.
+    """
+
+    duration: Duration
+    batch_size: int = 4
+    length: int = 128
+    accumulate: int = 1
+    measure_every: int = 4
+    save_every: int = 20
+    keep: int = 2
+    max_tokens: int | None = None
+
+
+class HeldOut(NamedTuple):
+    """The text that is never trained on.
+
+    Attributes:
+      fraction: the share of each corpus's documents that is held out.
+      tokens: how much of it is measured, per domain.
+      batch_size: rows per forward pass.
+      max_document_tokens: documents are cut there, so that more of them are seen.
+    """
+
+    fraction: float = 0.1
+    tokens: int = 4096
+    batch_size: int = 8
+    max_document_tokens: int | None = 512
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """The W&B mirror.
+
+    Attributes:
+      mode: "auto" (online when logged in, otherwise offline), "online", "offline" or "disabled".
+      project: the W&B project.
+      tags: tags of every run.
+    """
+
+    mode: str = "auto"
+    project: str = "adaptlab"
+    tags: list[str] = field(default_factory=list)
