@@ -15,7 +15,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     """Return the table of a study's methods, each at its representative learning rate, one to a column."""
     methods = summary["methods"]
     seeds = sorted({len(row["seeds"]) for row in methods.values()})
-    table = Table(title=f"Gain and forgetting on held-out text, nats/token ({_seeds(seeds, summary)})")
+    table = Table(title="Gain and forgetting on held-out text", caption=_units(seeds, summary))
     table.add_column("")
     for name in methods:
         table.add_column(name, justify="right")
@@ -27,15 +27,19 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     add("best target gain", [spread(row["best_gain"]) for row in methods.values()])
     add("  at step", [number(row["best_step"]["mean"], 0) for row in methods.values()])
     add("final target gain", [spread(row["final_gain"]) for row in methods.values()])
+    table.add_section()
+    add("final upstream change", [])
     for domain in [*summary["upstream"], "mean"]:
         cells = [spread(row["final_change"][domain], sign=True) for row in methods.values()]
-        add(f"final change, {plain(domain)}", cells)
+        add(f"  {plain(domain)}", cells)
+    add("mean change at gain", [])
     for i, level in enumerate(summary["equal_gain"]["levels"]):
         cells = [spread(row["equal_gain"][i]["change"]["mean"], sign=True) for row in methods.values()]
-        add(f"mean change at gain {number(level)}", cells)
+        add(f"  {number(level)}", cells)
+    table.add_section()
     for name, (label, form) in extra_names(summary).items():
         cells = [form(row["extra"].get(name, {"mean": None})["mean"]) for row in methods.values()]
-        add(label.lower(), cells)
+        add(label, cells)
     return table
 
 
@@ -49,7 +53,8 @@ def print_results(summary: Mapping[str, Any], console: Console | None = None) ->
         console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
 
 
-def _seeds(counts: list[int], summary: Mapping[str, Any]) -> str:
+def _units(counts: list[int], summary: Mapping[str, Any]) -> str:
     if counts == [1]:
-        return "one seed: no intervals"
-    return f"mean [{summary['confidence']:.0%} interval], n = {' or '.join(map(str, counts))} seeds"
+        return "nats/token; one seed, so no intervals"
+    n = " or ".join(map(str, counts))
+    return f"nats/token; mean and {summary['confidence']:.0%} interval over n = {n} seeds"

@@ -6,7 +6,8 @@ from typing import Any
 
 __all__ = ["EXTRA", "count", "extra_names", "headline", "number", "plain", "spread"]
 
-_DASH = "–"  # noqa: RUF001: stands for a number that does not exist
+_DASH = "\N{EN DASH}"  # stands for a number that does not exist
+_MINUS = "\N{MINUS SIGN}"
 
 
 def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
@@ -17,7 +18,7 @@ def number(value: float | None, digits: int = 3, sign: bool = False) -> str:
     """
     if value is None or not math.isfinite(value):
         return _DASH
-    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", "−")
+    return f"{value:{'+' if sign else ''}.{digits}f}".replace("-", _MINUS)
 
 
 def spread(interval: Mapping[str, Any], digits: int = 3, sign: bool = False) -> str:
@@ -107,13 +108,15 @@ def _verdict(comparison: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     if difference["mean"] is None or not math.isfinite(difference["mean"]):
         return f"{a} and {b} cannot be compared at that gain."
     more, less = (b, a) if difference["mean"] > 0 else (a, b)
-    phrase = f"{more} forgot {number(abs(difference['mean']))} nats/token more than {less}"
+    phrase = f"There, it is {number(abs(difference['mean']))} nats/token higher with {more} than with {less}"
     if difference["n"] < 2:
-        return f"{phrase}; with one seed, whether another seed would say the same is not known."
+        return f"{phrase}; what other seeds would say is not known."
     low, high = difference["low"], difference["high"]
-    between = f"{summary['confidence']:.0%} interval of {b} minus {a}, paired by seed: {number(low, sign=True)} to "
-    clear = "excludes zero" if low > 0 or high < 0 else "includes zero, so these seeds do not settle which forgets more"
-    return f"{phrase} ({between}{number(high, sign=True)}, n = {difference['n']}); the interval {clear}."
+    clear = "excludes zero" if low > 0 or high < 0 else "includes zero: these seeds do not settle the order"
+    return (
+        f"{phrase} ({b} minus {a}, paired by seed: {summary['confidence']:.0%} interval "
+        f"{number(low, sign=True)} to {number(high, sign=True)}, n = {difference['n']} seeds, which {clear})."
+    )
 
 
 def _listed(items: list[str]) -> str:
