@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["EXTRA", "count", "extra_names", "headline", "number", "plain", "spread"]
+__all__ = ["EXTRA", "count", "extra_names", "headline", "listed", "number", "plain", "spread"]
 
 _DASH = "\N{EN DASH}"  # stands for a number that does not exist
 _MINUS = "\N{MINUS SIGN}"
@@ -87,7 +87,7 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
         ]
         sentences.append(
             f"At the same gain of {number(levels[-1])} nats/token, the mean loss on "
-            f"{_listed([plain(d) for d in summary['upstream']])} changed by {_listed(rises)}."
+            f"{listed([plain(d) for d in summary['upstream']])} changed by {listed(rises)}."
         )
         sentences += [_verdict(c, summary) for c in summary["comparisons"] if c["gain"] == levels[-1]]
     return sentences
@@ -119,5 +119,10 @@ def _verdict(comparison: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     )
 
 
-def _listed(items: list[str]) -> str:
+def listed(items: list[str]) -> str:
+    """Join items as in a sentence.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

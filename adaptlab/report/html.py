@@ -1,0 +1,121 @@
+"""The report: one HTML file that opens anywhere, with no network and no script."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+
+from adaptlab.report import words
+from adaptlab.report.captions import captions
+from adaptlab.report.figures import render
+
+__all__ = ["render_html"]
+
+
+_LABELS = {
+    "loss": "Loss (nats/token)",
+    "perplexity": "Perplexity",
+    "bits_per_byte": "Bits per byte",
+    "accuracy": "Next-token accuracy",
+    "tokens": "Predicted tokens",
+}
+
+
+def render_html(
+    summary: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    passport: Mapping[str, Any],
+    config_yaml: str,
+    *,
+    title: str = "What adaptation gains, and what it forgets",
+    question: str = "",
+    settings: Mapping[str, str] | None = None,
+) -> str:
+    """Return the report of a forgetting study as one self-contained HTML page.
+
+    Args:
+      summary: from `summarise`.
+      figures: from `figures.draw`.
+      passport: from `passport`.
+      config_yaml: the resolved config.
+      title: of the page.
+      question: what the study asks; by default made from the domains.
+      settings: `{name: value}` of what a reader must know to judge the result: base, methods, batch, ….
+    """
+    return (
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            summary=summary,
+            rows=list(summary["methods"].values()),
+            figures=_embed(figures, summary),
+            headline=words.headline(summary),
+            extra=words.extra_names(summary),
+            passport=_flatten(passport),
+            resumed=passport.get("times", {}).get("resumed", []),
+            config=config_yaml,
+            title=title,
+            question=question or _question(summary),
+            settings=settings or {},
+            level=f"{summary['confidence']:.0%}",
+            labels=_LABELS,
+            metrics=_metrics(summary),
+        )
+    )
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": words.number, "spread": words.spread, "plain": words.plain}
+    return environment
+
+
+def _embed(figures: Mapping[str, Figure], summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Figures as data: an `img` keeps the identifiers inside one SVG out of the others' way."""
+    said = captions(summary)
+    return [
+        {
+            "name": name,
+            "title": said[name].title,
+            "text": said[name].text,
+            "data": "data:image/svg+xml;base64," + base64.b64encode(render(figure, "svg")).decode(),
+        }
+        for name, figure in figures.items()
+    ]
+
+
+def _metrics(summary: Mapping[str, Any]) -> list[str]:
+    """The metrics worth a row: the usual ones first; sums are for merging, not for reading."""
+    measured = dict.fromkeys(metric for metrics in summary["base"].values() for metric in metrics)
+    usual = [metric for metric in _LABELS if metric in measured]
+    return usual + [m for m in measured if m not in _LABELS and not m.endswith("_sum")]
+
+
+def _question(summary: Mapping[str, Any]) -> str:
+    upstream = words.listed([words.plain(domain) for domain in summary["upstream"]])
+    methods = words.listed(list(summary["methods"]))
+    return (
+        f"When a pretrained language model is adapted to {words.plain(summary['target'])} with {methods}, how "
+        f"much does it gain there, and how much does it lose on {upstream}?"
+    )
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested facts as (dotted name, value) rows."""
+    rows = []
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flatten(value, f"{prefix}{name}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+            rows.append((f"{prefix}{name}", "none" if text in (None, "", {}) else str(text)))
+    return rows
