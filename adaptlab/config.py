@@ -12,6 +12,8 @@ import hashlib
 import importlib
 import inspect
 import json
+import logging
+import os
 import sys
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -33,6 +35,8 @@ __all__ = [
     "to_yaml",
     "validate",
 ]
+
+log = logging.getLogger(__name__)
 
 TRACED = "a number that may differ between runs of one program"
 GIVEN = "supplied by the program, not by the config"
@@ -270,14 +274,20 @@ def _plain(config: Any) -> Node:
 
 
 def register_resolver(name: str, resolve: Callable[..., Any]) -> None:
-    """Make `${name:argument}` known to configs, as `resolve(the whole job's config, argument)`."""
+    """Make `${name:argument}` known to configs, as `resolve(the whole job's config, argument)`, once per config."""
     from omegaconf import OmegaConf
+
+    resolved: dict[str, Any] = {}
 
     def resolver(*arguments: Any, _root_: Any) -> Any:
         job = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
-        return resolve(typing.cast(Node, OmegaConf.to_container(job, resolve=True)), *arguments)
+        node = typing.cast(Node, OmegaConf.to_container(job, resolve=True))
+        key = config_hash([node, arguments])
+        if key not in resolved:
+            resolved[key] = resolve(node, *arguments)
+        return resolved[key]
 
-    OmegaConf.register_new_resolver(name, resolver, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver(name, resolver, replace=True)
 
 
 def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
@@ -300,9 +310,13 @@ def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path
 
                 try:
                     node = validate(_plain(config), schema=schema)
-                except ConfigError as error:
-                    sys.exit(f"Config error: {error}")
-                return f(node, Path(HydraConfig.get().runtime.output_dir))
+                    return f(node, Path(HydraConfig.get().runtime.output_dir))
+                except (ValueError, OSError) as error:
+                    # What a user can mend is said in one line. The traceback is one variable away.
+                    if os.environ.get("HYDRA_FULL_ERROR"):
+                        raise
+                    log.debug("", exc_info=error)
+                    sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows the traceback.)")
 
             return _with_hints(task, name)
 

@@ -38,7 +38,7 @@ _KEPT_ARCHIVE_BYTES = 32 * 2**20
 _STALE_SECONDS = 24 * 3600
 
 
-class SourceError(RuntimeError):
+class SourceError(OSError):
     """A file could not be had, or is not the file it should be."""
 
 

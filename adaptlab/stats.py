@@ -89,7 +89,7 @@ def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Inter
     return Interval(mean, mean - half, mean + half, n, sd)
 
 
-def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Interval:
+def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
     """The interval of the mean difference b - a of runs that share a seed, in the same order.
 
     Pairing removes what the seed does to both: the batches and their order.

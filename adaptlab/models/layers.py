@@ -25,6 +25,11 @@ def read(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[in
     return nn.unbox(module.get_variable("params", name))
 
 
+def _lifted(vector_F: jax.Array, like: jax.Array) -> jax.Array:
+    """The vector as `[1, …, 1, F]`, of the rank of `like`: ranks are never promoted silently."""
+    return jnp.expand_dims(vector_F, range(like.ndim - 1))
+
+
 class Linear(nn.Module):
     """x W, with an optional bias; `axes` are the logical names of W's two axes."""
 
@@ -39,7 +44,7 @@ class Linear(nn.Module):
         y = leaf.dot(x, kernel_DF)
         if self.use_bias:
             bias_F = read(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
-            y = y + leaf.dense(bias_F).astype(y.dtype)
+            y = y + _lifted(leaf.dense(bias_F), y).astype(y.dtype)
         return y
 
 
@@ -71,13 +76,13 @@ class RMSNorm(nn.Module):
         scale_D = leaf.dense(read(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed",)))
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * inverse * scale_D).astype(x.dtype)
+        return (x32 * inverse * _lifted(scale_D, x32)).astype(x.dtype)
 
 
 def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Return cos and sin `[B, T, 1, K/2]` of position · base^(-2i/K) (RoPE, arXiv:2104.09864, eq. 15)."""
     frequency = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency
+    angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
     return jnp.cos(angle), jnp.sin(angle)
 
 

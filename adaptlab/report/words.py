@@ -89,7 +89,8 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
             f"At the same gain of {number(levels[-1])} nats/token, the mean loss on "
             f"{listed([plain(d) for d in summary['upstream']])} changed by {listed(rises)}."
         )
-        sentences += [_verdict(c, summary) for c in summary["comparisons"] if c["gain"] == levels[-1]]
+        if len(methods) <= 3:  # beyond that the pairs fill a table better than a paragraph
+            sentences += [_verdict(c, summary) for c in summary["comparisons"] if c["gain"] == levels[-1]]
     return sentences
 
 
@@ -108,7 +109,7 @@ def _verdict(comparison: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     if difference["mean"] is None or not math.isfinite(difference["mean"]):
         return f"{a} and {b} cannot be compared at that gain."
     more, less = (b, a) if difference["mean"] > 0 else (a, b)
-    phrase = f"There, it is {number(abs(difference['mean']))} nats/token higher with {more} than with {less}"
+    phrase = f"At that gain it is {number(abs(difference['mean']))} nats/token higher with {more} than with {less}"
     if difference["n"] < 2:
         return f"{phrase}; what other seeds would say is not known."
     low, high = difference["low"], difference["high"]

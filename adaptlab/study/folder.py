@@ -2,22 +2,23 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from adaptlab import config
 
-__all__ = ["StudyError", "identity", "locked", "open_folder", "register_resolver"]
+__all__ = ["StudyError", "identity", "locked", "open_folder", "register_resolver", "starts"]
 
-_IDENTITY, _LOCK, _DONE = "identity.json", "lock", "summary.json"
+_IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "summary.json"
 # What does not change any number: a study may be resumed with other values of these.
 _INCIDENTAL = ("wandb", "resume")
 
 
-class StudyError(RuntimeError):
+class StudyError(ValueError):
     """A folder that cannot take this study."""
 
 
@@ -50,7 +51,8 @@ def open_folder(folder: Path, study: Mapping[str, Any]) -> bool:
     """
     path, mine = folder / _IDENTITY, json.loads(json.dumps(identity(study)))
     if not path.exists():
-        path.write_text(json.dumps(mine, indent=1))
+        write_json(path, mine)
+        write_json(folder / _STARTS, [_now()])
         return False
     there = json.loads(path.read_text())
     if there != mine:
@@ -60,7 +62,24 @@ def open_folder(folder: Path, study: Mapping[str, Any]) -> bool:
         )
     if study.get("resume") is False:
         raise StudyError(f"{folder} already holds this study and resume=false; choose another hydra.run.dir.")
+    write_json(folder / _STARTS, [*starts(folder), _now()])
     return True
+
+
+def starts(folder: Path) -> list[str]:
+    """Return when the study in a folder was started, and resumed, as ISO 8601 times."""
+    return json.loads((folder / _STARTS).read_text())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1))
+    os.replace(partial, path)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _differences(there: Any, here: Any, path: str = "") -> list[str]:

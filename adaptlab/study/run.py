@@ -1,9 +1,10 @@
 """One member, from its folder to its result: resumable at any moment, finished once."""
 
+import functools
 import json
-import os
+import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +12,91 @@ import jax
 import numpy as np
 
 from adaptlab import adapt, report, tree
+from adaptlab.measure import make_probe
+from adaptlab.study.folder import write_json
 from adaptlab.study.lab import Lab
-from adaptlab.study.members import Member
-from adaptlab.train import Compiled, Fitted, Run, Writer, fit, open_checkpoints
+from adaptlab.study.members import Member, method_program
+from adaptlab.train import Compiled, Fitted, Run, Writer, compile_program, device_numbers, fit, open_checkpoints
 
-__all__ = ["run_member"]
+__all__ = ["run_member", "run_members"]
+
+log = logging.getLogger(__name__)
 
 _RESULT = "result.json"
 
 
+def run_members(
+    lab: Lab, members: Iterable[Member], folder: Path, wandb: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Run the members of a study in turn and return `{name: result}`. Finished ones are not run again.
+
+    Members that differ only in numbers share a compiled program and a probe.
+
+    Args:
+      lab: what they share.
+      members: the runs, those of one program in a row.
+      folder: the study's; each member has `runs/<name>` in it.
+      wandb: the settings of the W&B mirror, see `Wandb`.
+    """
+    results, shared, skeleton = {}, None, None
+    for member in members:
+        home = folder / "runs" / member.name
+        if (home / _RESULT).exists():
+            log.info("%s has finished before", member.name)
+            results[member.name] = json.loads((home / _RESULT).read_text())
+            continue
+        if shared is None or member.skeleton != skeleton:
+            shared, skeleton = None, member.skeleton  # let go of the old program first
+            shared = _share(lab, member)
+        results[member.name] = run_member(
+            lab, member, *shared, home, functools.partial(_mirrors, lab, member, folder, wandb)
+        )
+    return results
+
+
+def _mirrors(lab: Lab, member: Member, folder: Path, wandb: Mapping[str, Any]) -> report.Sink:
+    """What a member's curves go to besides its journal: the terminal and W&B."""
+    target = next(iter(lab.held_out))
+    name = f"{folder.name}/{member.name}"
+    config = {"method": member.method, "lr": member.lr, "seed": member.seed, "skeleton": member.skeleton}
+    return report.tee(
+        report.progress(member.name, lab.total_steps, target),
+        report.wandb_sink(
+            wandb["project"],
+            name=name,
+            group=folder.name,
+            config=config | {"numbers": member.numbers},
+            dir=folder / "runs" / member.name,
+            mode=wandb["mode"],
+            tags=wandb["tags"],
+        ),
+    )
+
+
+def _share(lab: Lab, member: Member) -> tuple[Compiled, Any]:
+    program = method_program(
+        member, lab.loss, lab.total_steps, accumulate=lab.training.accumulate, placement=lab.placement
+    )
+    numbers, seed = device_numbers(member.numbers, member.seed)
+    compiled = compile_program(program, numbers, seed, lab.params, lab.batches(member.seed)(0))
+    log.info("%s: compiled in %.1f s", member.method, compiled.seconds)
+    probe = make_probe(lab.measurement, lab.held_out, program.bind)
+
+    def held_out(*args: Any) -> dict[str, float]:
+        return {f"held_out/{name}": value for name, value in probe(*args).items()}
+
+    return compiled, held_out
+
+
 def run_member(
-    lab: Lab, member: Member, compiled: Compiled, probe: Any, folder: Path, mirrors: Any
+    lab: Lab,
+    member: Member,
+    compiled: Compiled,
+    probe: Callable[..., dict[str, float]],
+    folder: Path,
+    mirrors: Callable[[], report.Sink],
 ) -> dict[str, Any]:
-    """Train one member and return its result, or return the result of a member that has finished before.
+    """Train one member, from its newest checkpoint if there is one, and return its result.
 
     Leaves in `folder`: `journal.jsonl` (its curves), `delta.safetensors` (what it trained) and `result.json`; its
     checkpoints are removed once the result is on disk.
@@ -36,8 +109,6 @@ def run_member(
       folder: its own.
       mirrors: `() -> Sink`, opens what else the curves go to.
     """
-    if (folder / _RESULT).exists():
-        return json.loads((folder / _RESULT).read_text())
     folder.mkdir(parents=True, exist_ok=True)
     training = lab.training
     run = Run(
@@ -67,7 +138,7 @@ def run_member(
         for sink in sinks:
             sink.close()
     result = _result(lab, member, compiled, fitted, folder)
-    _replace_json(folder / _RESULT, result)
+    write_json(folder / _RESULT, result)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result
 
@@ -98,8 +169,3 @@ def _result(lab: Lab, member: Member, compiled: Compiled, fitted: Fitted, folder
         "delta_digest": digest,
     }
 
-
-def _replace_json(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, path)

@@ -4,7 +4,7 @@ from adaptlab.train.checkpoint import CheckpointError, Checkpoints, open_checkpo
 from adaptlab.train.duration import Duration, duration
 from adaptlab.train.loop import Fitted, Run, Writer, fit
 from adaptlab.train.objective import Loss, Objective, Term, make_objective
-from adaptlab.train.program import Compiled, Numbers, Program, compile_program, make_program
+from adaptlab.train.program import Compiled, Numbers, Program, compile_program, device_numbers, make_program
 from adaptlab.train.step import TrainState, init_state, make_step
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "TrainState",
     "Writer",
     "compile_program",
+    "device_numbers",
     "duration",
     "fit",
     "init_state",

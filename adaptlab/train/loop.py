@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from adaptlab.train.checkpoint import Checkpoints
-from adaptlab.train.program import Numbers, Program
+from adaptlab.train.program import Numbers, Program, device_numbers
 from adaptlab.train.step import TrainState
 
 __all__ = ["Fitted", "Run", "Writer", "fit"]
@@ -86,8 +86,7 @@ def fit(run: Run, checkpoints: Checkpoints, open_writer: Callable[[int], Writer]
       open_writer: `step -> Writer`, called once with the step the run stands at: rows from there on will be written
         again.
     """
-    numbers = {k: jax.device_put(np.float32(v)) for k, v in run.numbers.items()}
-    seed = jax.device_put(np.uint32(run.seed))
+    numbers, seed = device_numbers(run.numbers, run.seed)
     with jax.transfer_guard("disallow"):
         state = run.program.init(numbers, seed, run.base)
         restored = checkpoints.restore(state)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from adaptlab.adapt import Adaptation
@@ -14,7 +15,7 @@ from adaptlab.shard import Placement
 from adaptlab.train.objective import Loss, make_objective
 from adaptlab.train.step import TrainState, init_state, make_step
 
-__all__ = ["Compiled", "Numbers", "Program", "compile_program", "make_program"]
+__all__ = ["Compiled", "Numbers", "Program", "compile_program", "device_numbers", "make_program"]
 
 Numbers = Mapping[str, Any]
 
@@ -77,6 +78,11 @@ def make_program(
     return Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind)
 
 
+def device_numbers(numbers: Mapping[str, float], seed: int) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Return a run's numbers (float32) and seed (uint32) as the scalars its program takes."""
+    return {k: jax.device_put(np.float32(v)) for k, v in numbers.items()}, jax.device_put(np.uint32(seed))
+
+
 class Compiled(NamedTuple):
     """A program whose step is compiled for its shapes, and what one step costs.
 
@@ -97,7 +103,12 @@ class Compiled(NamedTuple):
 def compile_program(program: Program, numbers: Numbers, seed: Any, base: Any, batch: Any) -> Compiled:
     """Compile a program's step ahead of time, for arrays like these."""
     start = time.perf_counter()
-    state = jax.eval_shape(program.init, numbers, seed, base)
+    init = program.init.lower(numbers, seed, base).compile()
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(program.init, numbers, seed, base),
+        init.output_shardings,
+    )
     arguments = (numbers, seed, state, base, batch)
     step = program.step.lower(*arguments).compile()
     seconds = time.perf_counter() - start
@@ -108,4 +119,4 @@ def compile_program(program: Program, numbers: Numbers, seed: Any, base: Any, ba
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    return Compiled(program._replace(step=step), count_flops(program.step, *arguments), peak, seconds)
+    return Compiled(program._replace(init=init, step=step), count_flops(program.step, *arguments), peak, seconds)

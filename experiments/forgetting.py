@@ -1,0 +1,79 @@
+"""What does a language model forget while it learns something new?
+
+A pretrained model is adapted to text of a target domain, by several methods side by side. On the way we measure its loss L,
+in nats per token, on held-out text of the target and of upstream domains that it knew before:
+
+    gain(s)       = L_target(0) - L_target(s)          how much better it reads the target after s updates
+    forgetting(s) = L_upstream(s) - L_upstream(0)      how much worse it reads what it knew
+
+Step 0 is the base itself. Two methods are compared where they gained the same: one that learns less also forgets less,
+which says nothing about the method.
+
+    python -m experiments.forgetting                                    the quickstart: full fine-tuning and LoRA, one seed
+    python -m experiments.forgetting experiment=forgetting_full         seeds and learning rates, with intervals
+    python -m experiments.forgetting domain@target=english_news '~upstream.english_news' methods.lora.adapt.rank=64
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import adaptlab as al
+
+
+@dataclass
+class Study:
+    """The keys of conf/forgetting.yaml.
+
+    Attributes:
+      base: the pretrained model.
+      target: the corpus to adapt to.
+      upstream: the corpora not to forget, by name.
+      methods: the ways of adapting, by name.
+      seeds: one run per method, learning rate and seed.
+      training: how long, on how much at a time.
+      held_out: what is measured.
+      mesh: the devices.
+      resume: continue the newest unfinished study with this very config.
+      wandb: the W&B mirror.
+    """
+
+    base: "al.study.Base"
+    target: dict[str, Any]
+    upstream: dict[str, dict[str, Any]]
+    methods: "dict[str, al.study.Method]"
+    seeds: list[int]
+    training: dict[str, Any]
+    held_out: dict[str, Any]
+    mesh: dict[str, Any]
+    resume: bool
+    wandb: "al.study.Wandb"
+
+
+@al.study.app("forgetting", Study)
+def main(study: Study, folder: Path) -> None:
+    """Adapt the base by every method, learning rate and seed; measure; compare; report."""
+    # The base, placed once on its devices, and the text: what to learn, and what to measure.
+    training, held_out, mesh = map(al.config.instantiate, (study.training, study.held_out, study.mesh))
+    lab = al.study.open_lab(study.base, study.target, study.upstream, training, held_out, mesh)
+
+    # The runs. Each one trains, and measures every held-out domain every few steps.
+    members = al.study.members(study.methods, study.seeds)
+    results = al.study.run_members(lab, members, folder, study.wandb)
+
+    # Gain, forgetting, and forgetting at equal gain, with intervals over seeds.
+    target, *upstream = lab.held_out
+    curves = al.report.from_journals({name: folder / "runs" / name / "journal.jsonl" for name in results})
+    summary = al.report.summarise(curves, results, target=target, upstream=upstream)
+    al.report.write_report(
+        folder,
+        curves=curves,
+        runs=results,
+        summary=summary,
+        passport=al.study.passport(lab, study, results, folder),
+        config_yaml=(folder / "config.yaml").read_text(),
+    )
+
+
+if __name__ == "__main__":
+    main()
