@@ -284,10 +284,21 @@ def register_resolver(name: str, resolve: Callable[..., Any]) -> None:
         node = typing.cast(Node, OmegaConf.to_container(job, resolve=True))
         key = config_hash([node, arguments])
         if key not in resolved:
-            resolved[key] = resolve(node, *arguments)
+            try:
+                resolved[key] = resolve(node, *arguments)
+            except ConfigError as error:
+                _stop(error)
         return resolved[key]
 
     OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _stop(error: Exception) -> typing.NoReturn:
+    """Leave with what a user can mend in one line; the traceback is one variable away."""
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        raise error
+    log.debug("", exc_info=error)
+    sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows the traceback.)")
 
 
 def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
@@ -312,11 +323,7 @@ def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path
                     node = validate(_plain(config), schema=schema)
                     return f(node, Path(HydraConfig.get().runtime.output_dir))
                 except (ValueError, OSError) as error:
-                    # What a user can mend is said in one line. The traceback is one variable away.
-                    if os.environ.get("HYDRA_FULL_ERROR"):
-                        raise
-                    log.debug("", exc_info=error)
-                    sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows the traceback.)")
+                    _stop(error)
 
             return _with_hints(task, name)
 

@@ -113,10 +113,7 @@ def register_resolver(schema: Any) -> None:
 
     def resolve(plain: Mapping[str, Any], name: str) -> str:
         home, now = Path("runs") / name, datetime.now()
-        try:
-            study = config.validate(plain, schema=schema)
-        except config.ConfigError:
-            return str(home / "rejected")  # the app says why before it writes anything
+        study = config.validate(plain, schema=schema)
         found = _unfinished(home, study) if study.get("resume", True) else None
         return str(found or home / now.strftime("%Y-%m-%d_%H-%M-%S"))
 
