@@ -12,6 +12,9 @@ from jax.typing import ArrayLike
 __all__ = ["Interval", "Mean", "interval", "merge", "paired_interval"]
 
 
+Values = Sequence[float | np.number] | np.ndarray
+
+
 class Mean(NamedTuple):
     """A weighted mean that has not been divided yet, so that parts of any size can be merged exactly.
 
@@ -59,7 +62,7 @@ class Interval(NamedTuple):
     sd: float
 
 
-def interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
+def interval(values: Values, level: float = 0.95) -> Interval:
     """Student's confidence interval of the mean of independent, roughly normal values.
 
         mean +- t(level, n-1) * sd / sqrt(n),   sd^2 = sum (x - mean)^2 / (n - 1)
