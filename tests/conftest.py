@@ -27,3 +27,8 @@ install_import_hook(
 # A busy machine is not a bug: examples have no time limit of their own.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
+
+
+def pytest_configure(config):
+    if not config.option.markexpr:  # `-m` on the command line says otherwise
+        config.option.markexpr = "not slow and not reference"
