@@ -1,1 +1,28 @@
-""""""
+"""Reporting: sinks for measurements, tables, figures, the HTML report and the passport of a study."""
+
+from adaptlab.report.curves import from_journals, load_curves, save_curves
+from adaptlab.report.passport import passport
+from adaptlab.report.progress import progress
+from adaptlab.report.sink import Sink, journal, null, read_journal, tee, truncate_journal
+from adaptlab.report.study import write_report
+from adaptlab.report.summary import summarise
+from adaptlab.report.table import print_results
+from adaptlab.report.wandb import wandb_sink
+
+__all__ = [
+    "Sink",
+    "from_journals",
+    "journal",
+    "load_curves",
+    "null",
+    "passport",
+    "print_results",
+    "progress",
+    "read_journal",
+    "save_curves",
+    "summarise",
+    "tee",
+    "truncate_journal",
+    "wandb_sink",
+    "write_report",
+]
