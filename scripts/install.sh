@@ -9,7 +9,7 @@ VENV=$CLONE/.venv
 find_python() {
     local name path version found=""
     for name in ${PYTHON:-python3.11 python3.12 python3.13 python3.14 python3 python}; do
-        path=$(command -v "$name") || continue
+        path=$(command -v "$name") || continue  # a version manager may have a name that does not run, too
         version=$("$path" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
         if "$path" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
             echo "$path"
@@ -17,7 +17,7 @@ find_python() {
         fi
         found+=" $path ($version)"
     done
-    echo "adaptlab needs Python 3.11 or newer; found:${found:- no Python}." >&2
+    echo "adaptlab needs Python 3.11 or newer; found:${found:- nothing that runs as ${PYTHON:-python3}}." >&2
     echo "Install one (Debian: apt-get install python3 python3-venv), or name it: PYTHON=/path/to/python3 $0" >&2
     return 1
 }
