@@ -315,32 +315,31 @@ def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path
         def app() -> Any:
             import hydra
 
+            composed = False
+
             @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
             def task(config: Any) -> Any:
                 from hydra.core.hydra_config import HydraConfig
 
+                nonlocal composed
+                composed = True
                 try:
                     node = validate(_plain(config), schema=schema)
                     return f(node, Path(HydraConfig.get().runtime.output_dir))
                 except (ValueError, OSError) as error:
                     _stop(error)
 
-            return _with_hints(task, name)
+            try:
+                return task()
+            except SystemExit:
+                # Hydra says which override it rejects, but not which key was probably meant.
+                for hint in [] if composed else _override_hints(name, sys.argv[1:]):
+                    print(hint, file=sys.stderr)
+                raise
 
         return app
 
     return decorate
-
-
-def _with_hints(task: Callable[[], Any], name: str) -> Any:
-    """Run a Hydra app; where Hydra rejects an override, add the nearest key there is."""
-    try:
-        return task()
-    except SystemExit as stop:
-        if stop.code not in (0, None) and not isinstance(stop.code, str):
-            for hint in _override_hints(name, sys.argv[1:]):
-                print(hint, file=sys.stderr)
-        raise
 
 
 def _override_hints(name: str, argv: list[str]) -> list[str]:

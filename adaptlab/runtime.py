@@ -1,5 +1,6 @@
 """What a process sets up once, before its first JAX computation."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def configure() -> None:
     """
     import jax
 
+    for chatty in ("jax", "absl", "orbax"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     home = Path(os.environ.get("ADAPTLAB_CACHE") or platformdirs.user_cache_dir("adaptlab"))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(home / "xla"))

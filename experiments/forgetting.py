@@ -65,7 +65,7 @@ def main(study: Study, folder: Path) -> None:
     target, *upstream = lab.held_out
     curves = al.report.from_journals({name: folder / "runs" / name / "journal.jsonl" for name in results})
     summary = al.report.summarise(curves, results, target=target, upstream=upstream)
-    al.report.write_report(
+    report = al.report.write_report(
         folder,
         curves=curves,
         runs=results,
@@ -73,6 +73,8 @@ def main(study: Study, folder: Path) -> None:
         passport=al.study.passport(lab, study, results, folder),
         config_yaml=(folder / "config.yaml").read_text(),
     )
+    al.report.print_results(summary)
+    print(f"Report: {report}")
 
 
 if __name__ == "__main__":

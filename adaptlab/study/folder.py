@@ -13,7 +13,7 @@ from adaptlab import config
 
 __all__ = ["StudyError", "identity", "locked", "open_folder", "register_resolver", "starts"]
 
-_IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "summary.json"
+_IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "report.html"
 # What does not change any number: a study may be resumed with other values of these.
 _INCIDENTAL = ("wandb", "resume")
 

@@ -1,0 +1,87 @@
+"""A study small enough for tests: a tiny Llama with its own tokenizer, and real text from the repository's documents."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from adaptlab.models import LlamaShape, llama, save_hf
+
+ROOT = Path(__file__).parents[2]
+SHAPE = LlamaShape(vocab_size=320, width=32, depth=2, heads=4, kv_heads=2, head_width=8, ffn_width=48)
+
+
+def tiny_base(folder: Path) -> Path:
+    """Write a random Llama and a byte-level tokenizer trained on this repository's Python."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    save_hf(folder, SHAPE, jax.device_get(llama(SHAPE).init(jax.random.key(0))), context=256)
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train([str(p) for p in (ROOT / "adaptlab").glob("*.py")], vocab_size=SHAPE.vocab_size, show_progress=False)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The overrides that make `experiments.forgetting` a matter of seconds."""
+    base = tiny_base(tmp_path_factory.mktemp("base"))
+    text = tmp_path_factory.mktemp("text")
+    for name in ("adapt", "train"):
+        sources = sorted((ROOT / "adaptlab" / name).glob("*.py"))
+        (text / f"{name}.txt").write_text("\n\n".join(p.read_text() for p in sources))
+    return [
+        "base=local",
+        f"base.weights.path={base}",
+        "domain@target=text",
+        f"target.path={text / 'adapt.txt'}",
+        "~domain@upstream.english_speeches",
+        "~domain@upstream.python_source",
+        "domain@upstream.english_news=text",
+        f"upstream.english_news.path={text / 'train.txt'}",
+        "training.duration.steps=12",
+        "training.batch_size=4",
+        "training.length=32",
+        "training.measure_every=3",
+        "training.save_every=2",
+        "held_out.tokens=512",
+        "wandb.mode=disabled",
+    ]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """One device, and a compilation cache of its own."""
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
+    env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
+    return env | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+
+
+def start(overrides: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
+    """Start the study as a user would."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.forgetting", *overrides],
+        cwd=cwd,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(overrides: list[str], cwd: Path, env: dict[str, str]) -> str:
+    """Run the study to its end and return what it printed."""
+    process = start(overrides, cwd, env)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    return output
+
+
+def results(folder: Path) -> dict[str, dict]:
+    """The results of the members of a study, by name."""
+    paths = sorted((folder / "runs").rglob("result.json"))
+    return {str(p.parent.relative_to(folder / "runs")): json.loads(p.read_text()) for p in paths}
