@@ -3,7 +3,8 @@
 Linen gives scopes, initialisation, scan and remat. `param` is called only while initialising: afterwards a leaf may be
 a node, whose shape is not the kernel's, and `get_variable` reads it as it is.
 
-Letters: B batch, T query time, S key time, D model, H heads, G key/value heads, K head width, V vocabulary.
+Letters: B batch, T query time, S key time, D model, H heads, G key/value heads, N heads per key/value head, K head width,
+V vocabulary, Z = B·G, R = N·T.
 """
 
 from collections.abc import Callable
@@ -109,9 +110,18 @@ def attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS:
       `[B, T, H, K]` in q's dtype.
     """
     B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
-    q_BTGNK = q_BTHK.reshape(B, T, G, H // G, K) * (K**-0.5)
-    scores = jnp.einsum("btgnk,bsgk->bgnts", q_BTGNK, k_BSGK, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v_BSGK.dtype)
-    return jnp.einsum("bgnts,bsgk->btgnk", weights, v_BSGK).reshape(B, T, H, K)
+    G, N = k_BSGK.shape[2], H // k_BSGK.shape[2]
+
+    # One batch axis over (sequence, key/value head), with its N query heads as further rows: keys and values are
+    # never repeated, and every product is a plain batched matrix product.
+    def fold(x_BSGK: jax.Array) -> jax.Array:
+        return x_BSGK.swapaxes(1, 2).reshape(B * G, -1, K)
+
+    q_BTHK = q_BTHK * jnp.asarray(K**-0.5, q_BTHK.dtype)
+    q_ZRK = q_BTHK.swapaxes(1, 2).reshape(B * G, N * T, K)
+    scores_ZRS = jnp.einsum("zrk,zsk->zrs", q_ZRK, fold(k_BSGK), preferred_element_type=jnp.float32)
+    scores_BGNTS = scores_ZRS.reshape(B, G, N, T, -1)
+    scores_BGNTS = jnp.where(mask_BTS[:, None, None], scores_BGNTS, jnp.finfo(jnp.float32).min)
+    weights_ZRS = jax.nn.softmax(scores_BGNTS, axis=-1).reshape(scores_ZRS.shape).astype(v_BSGK.dtype)
+    y_ZRK = jnp.einsum("zrs,zsk->zrk", weights_ZRS, fold(v_BSGK))
+    return y_ZRK.reshape(B, H, T, K).swapaxes(1, 2)

@@ -15,7 +15,10 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Return -log softmax(logits)[target] in nats, `[...]` from logits `[..., V]` and targets `[...]`."""
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     log_sum = peak + jnp.log(jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1))
-    return log_sum - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    # A masked sum, not a gather: its gradient is a fused select where that of a gather is a scatter.
+    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
+    return log_sum - chosen
 
 
 def language_modelling(model: Model) -> Any:

@@ -75,9 +75,7 @@ def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Checkpoints:
             digest=ocp.args.JsonRestore(),
         )
         found = manager.restore(step, args=items)
-        # Orbax gives lists and dicts back for tuples and named tuples: keep our own structure.
-        leaves, structure = jax.tree.leaves(found["state"]), jax.tree.structure(like)
-        state = jax.tree.unflatten(structure, leaves)
+        state = TrainState(**found["state"])
         if tree.digest(state._asdict()) != found["digest"]["sha256"]:
             raise CheckpointError("its arrays do not have the SHA-256 they were saved with")
         return state

@@ -39,6 +39,11 @@ def kill_when(condition: Callable[[], bool], overrides: list[str], cwd: Path, en
     return False
 
 
+def saved_steps(cwd: Path) -> list[Path]:
+    """The checkpoints of the first method, whole and half-written."""
+    return list(cwd.glob("runs/forgetting/*/runs/full/*/*/checkpoints/steps/*"))
+
+
 def assert_same_curves(resumed: Path, whole: Path) -> None:
     assert load_curves(resumed / "curves.parquet").equals(load_curves(whole / "curves.parquet"))
     digests = {name: result["delta_digest"] for name, result in results(whole).items()}
@@ -49,7 +54,10 @@ def test_a_study_killed_at_random_moments_ends_in_the_same_bits(
     whole: Path, overrides: list[str], environment: dict[str, str], tmp_path: Path
 ):
     moments, kills = random.Random(7), 0
-    journals = lambda: sum(p.stat().st_size for p in tmp_path.rglob("journal.jsonl"))  # noqa: E731
+
+    def journals() -> int:
+        return sum(p.stat().st_size for p in tmp_path.glob("runs/forgetting/*/runs/*/*/*/journal.jsonl"))
+
     for _ in range(4):
         # Past the start-up, which differs between machines: some lines of a curve further than last time.
         further = journals() + moments.randrange(1, 1500)
@@ -63,12 +71,11 @@ def test_a_study_killed_at_random_moments_ends_in_the_same_bits(
 def test_a_study_killed_while_it_saves_ends_in_the_same_bits(
     whole: Path, overrides: list[str], environment: dict[str, str], tmp_path: Path
 ):
-    def saving() -> bool:
-        return any(tmp_path.glob("runs/forgetting/*/runs/*/*/*/checkpoints/steps/*tmp*"))
+    def torn() -> list[Path]:
+        return [p for p in saved_steps(tmp_path) if not p.name.isdigit()]
 
-    assert kill_when(saving, overrides, tmp_path, environment)
-    torn = list(tmp_path.glob("runs/forgetting/*/runs/*/*/*/checkpoints/steps/*tmp*"))
-    assert torn
+    assert kill_when(lambda: bool(torn()), overrides, tmp_path, environment)
+    assert torn()
     finish(overrides, tmp_path, environment)
     assert_same_curves(study_folder(tmp_path), whole)
 
@@ -76,15 +83,11 @@ def test_a_study_killed_while_it_saves_ends_in_the_same_bits(
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     whole: Path, overrides: list[str], environment: dict[str, str], tmp_path: Path
 ):
-    def two_saved() -> bool:
-        steps = [p for p in tmp_path.glob("runs/forgetting/*/runs/full/*/*/checkpoints/steps/*") if p.name.isdigit()]
-        return len(steps) >= 2
+    def whole_steps() -> list[Path]:
+        return sorted((p for p in saved_steps(tmp_path) if p.name.isdigit()), key=lambda p: int(p.name))
 
-    assert kill_when(two_saved, overrides, tmp_path, environment)
-    saved = sorted(
-        (p for p in tmp_path.glob("runs/forgetting/*/runs/full/*/*/checkpoints/steps/*") if p.name.isdigit()),
-        key=lambda p: int(p.name),
-    )
+    assert kill_when(lambda: len(whole_steps()) >= 2, overrides, tmp_path, environment)
+    saved = whole_steps()
     largest = max((p for p in saved[-1].rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     damaged = bytearray(largest.read_bytes())
     damaged[len(damaged) // 2] ^= 0xFF
