@@ -165,9 +165,10 @@ def _validate_value(value: Any, path: str, parameter: inspect.Parameter, title: 
     hint = parameter.annotation
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping) and not _is_call(value):
         return validate(value, path, typing.cast(Callable[..., Any], hint))
-    key_value = typing.get_args(hint)
-    if typing.get_origin(hint) is dict and dataclasses.is_dataclass(key_value[1]) and isinstance(value, Mapping):
-        return {name: validate(part, _join(path, name), key_value[1]) for name, part in value.items()}
+    if typing.get_origin(hint) is dict and isinstance(value, Mapping):
+        below: Any = typing.get_args(hint)[1]
+        if dataclasses.is_dataclass(below):
+            return {name: validate(part, _join(path, name), below) for name, part in value.items()}
     _check_type(value, parameter, path, title)
     return validate(value, path)
 

@@ -15,7 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["LowRank", "Weight", "dense", "dot", "take"]
+__all__ = ["LowRank", "Weight", "dense", "dot", "is_node", "take"]
+
+Weight = Any
+"""An array, or a node: anything with `dot(x, transpose)`, `take(ids, dtype)` and `dense()`."""
 
 
 @jax.tree_util.register_dataclass
@@ -30,7 +33,7 @@ class LowRank:
       scale: `[*L]`, alpha/R in LoRA's notation.
     """
 
-    w: "Weight"
+    w: Weight
     a: jax.Array
     b: jax.Array
     scale: jax.Array
@@ -50,7 +53,6 @@ class LowRank:
         return w + (self.scale[..., None, None] * product).astype(w.dtype)
 
 
-Weight = jax.Array | LowRank
 _NODES = (LowRank,)
 
 

@@ -1,7 +1,7 @@
 """What does a language model forget while it learns something new?
 
-A pretrained model is adapted to text of a target domain, by several methods side by side. On the way we measure its loss L,
-in nats per token, on held-out text of the target and of upstream domains that it knew before:
+A pretrained model is adapted to text of a target domain, by several methods side by side. On the way we measure its
+loss L, in nats per token, on held-out text of the target and of upstream domains that it knew before:
 
     gain(s)       = L_target(0) - L_target(s)          how much better it reads the target after s updates
     forgetting(s) = L_upstream(s) - L_upstream(0)      how much worse it reads what it knew
@@ -9,9 +9,9 @@ in nats per token, on held-out text of the target and of upstream domains that i
 Step 0 is the base itself. Two methods are compared where they gained the same: one that learns less also forgets less,
 which says nothing about the method.
 
-    python -m experiments.forgetting                                    the quickstart: full fine-tuning and LoRA, one seed
-    python -m experiments.forgetting experiment=forgetting_full         seeds and learning rates, with intervals
-    python -m experiments.forgetting domain@target=english_news '~upstream.english_news' methods.lora.adapt.rank=64
+    python -m experiments.forgetting                                the quickstart: full fine-tuning and LoRA, one seed
+    python -m experiments.forgetting experiment=forgetting_full     seeds and learning rates, with intervals
+    python -m experiments.forgetting domain@target=dutch_speeches methods.lora.adapt.rank=64
 """
 
 from dataclasses import dataclass

@@ -2,9 +2,9 @@
 
     python -m scripts.evaluate base=smollm2 text=FILE [delta=PATH] [length=1024] [split=file]
 
-`tokens` is the number of predicted tokens: all but the first of each document. `loss` is in nats per token; `bits_per_byte`
-divides by the UTF-8 bytes of the predicted tokens. A text longer than `length` is read in windows of `length` tokens, each
-predicted from the tokens before it in its window.
+`tokens` is the number of predicted tokens: all but the first of each document. `loss` is in nats per token;
+`bits_per_byte` divides by the UTF-8 bytes of the predicted tokens. A text longer than `length` is read in windows of
+`length` tokens, each predicted from the tokens before it in its window.
 """
 
 import json
@@ -44,7 +44,7 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     corpus = al.data.local_text(job.text, split=job.split)
     documents = tokenizer.encode(list(corpus.documents))
     longest = max(map(len, documents)) - 1
-    pretrained, placement, params = al.study.open_base(job.base, al.config.instantiate(job.mesh))
+    pretrained, _, params = al.study.open_base(job.base, al.config.instantiate(job.mesh))
     # One window holds a short text; lengths are rounded up so that texts of similar length share a program.
     length = min(job.length, pretrained.context, max(64, -(-longest // 64) * 64))
     packed = al.data.pack(documents, length)

@@ -3,8 +3,8 @@
 Linen gives scopes, initialisation, scan and remat. `param` is called only while initialising: afterwards a leaf may be
 a node, whose shape is not the kernel's, and `get_variable` reads it as it is.
 
-Letters: B batch, T query time, S key time, D model, H heads, G key/value heads, N heads per key/value head, K head width,
-V vocabulary, Z = B·G, R = N·T.
+Letters: B batch, T query time, S key time, D model, H heads, G key/value heads, N heads per key/value head, K head
+width, V vocabulary, Z = B·G, R = N·T.
 """
 
 from collections.abc import Callable

@@ -125,7 +125,7 @@ class _Llama(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.shape.depth,
             unroll=self.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -162,7 +162,7 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
     def init(key: jax.Array) -> Any:
         return nn.unbox(boxed(key))
 
-    def apply(params: Any, tokens: jax.Array, *, segments: Any = None, positions: Any = None) -> jax.Array:
+    def apply(params: Any, tokens: jax.Array, *, segments: Any = None, positions: Any = None) -> Any:
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         return module.apply({"params": params}, tokens, segments, positions)

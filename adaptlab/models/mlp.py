@@ -45,7 +45,7 @@ def mlp(widths: Sequence[int], *, activation: str = "tanh") -> Model:
     def boxed(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, widths[0])))["params"]
 
-    def apply(params: Any, x: jax.Array) -> jax.Array:
+    def apply(params: Any, x: jax.Array) -> Any:
         return module.apply({"params": params}, x)
 
     def axes() -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import jax.numpy as jnp
 import optax
 
 from adaptlab.config import GIVEN, Traced
@@ -59,4 +60,4 @@ def sgd(
 
 def _scheduled(lr: Traced, schedule: Schedule | None, total_steps: int) -> optax.GradientTransformation:
     factor = schedule or constant()
-    return optax.scale_by_learning_rate(lambda step: lr * factor(step, total_steps))
+    return optax.scale_by_learning_rate(lambda step: lr * factor(jnp.asarray(step), total_steps))

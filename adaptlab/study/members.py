@@ -28,8 +28,8 @@ class Member(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The run's name, which is also its folder."""
-        return f"{self.method}/lr={self.lr:g}/seed={self.seed}"
+        """The run's name, which is also its folder. (No "=": Hydra would want it quoted on a command line.)"""
+        return f"{self.method}/lr_{self.lr:g}/seed_{self.seed}"
 
     @property
     def adapt(self) -> dict[str, Any]:

@@ -168,4 +168,3 @@ def _result(lab: Lab, member: Member, compiled: Compiled, fitted: Fitted, folder
         "diverged_at": fitted.diverged_at,
         "delta_digest": digest,
     }
-

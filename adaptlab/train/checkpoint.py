@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
 
 from adaptlab import tree

@@ -57,16 +57,7 @@ def make_program(
         state = init_state(adaptation.init(key_for(seed, "init"), base), optimizer)
         if placement is None:
             return state
-        delta = placement.shardings(adaptation.axes(placement.axes), state.delta)
-        opt_state = optax.tree_map_params(
-            optimizer,
-            lambda _, sharding: sharding,
-            state.opt_state,
-            delta,
-            transform_non_params=lambda _: placement.replicated,
-        )
-        where = TrainState(placement.replicated, delta, opt_state, placement.replicated)
-        return jax.lax.with_sharding_constraint(state, where)
+        return jax.lax.with_sharding_constraint(state, _where(state, adaptation, optimizer, placement))
 
     def step(numbers: Numbers, seed: Any, state: TrainState, base: Any, batch: Any) -> Any:
         one = make_step(make_objective(loss, adapt(numbers)), optim(numbers), accumulate=accumulate)
@@ -76,6 +67,18 @@ def make_program(
         return adapt(numbers).bind(base, delta)
 
     return Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind)
+
+
+def _where(
+    state: TrainState, adaptation: Adaptation, optimizer: optax.GradientTransformation, placement: Placement
+) -> Any:
+    """Where a state rests: the optimiser's moments lie where their parameters lie, scalars are everywhere."""
+    everywhere = placement.replicated
+    delta = placement.shardings(adaptation.axes(placement.axes), state.delta)
+    opt_state = optax.tree_map_params(
+        optimizer, lambda _, there: there, state.opt_state, delta, transform_non_params=lambda _: everywhere
+    )
+    return state._replace(step=everywhere, delta=delta, opt_state=opt_state, diverged_at=everywhere)
 
 
 def device_numbers(numbers: Mapping[str, float], seed: int) -> tuple[dict[str, jax.Array], jax.Array]:

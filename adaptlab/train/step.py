@@ -54,7 +54,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, 
     """
 
     def microbatch(delta: Any, base: Any, batch: Any, key: jax.Array) -> tuple[Any, Mean]:
-        def total(delta: Any) -> tuple[jax.Array, Mean]:
+        def total(delta: Any) -> tuple[Any, Mean]:
             mean = objective(delta, base, batch, key)
             return mean.sum, mean
 

@@ -21,7 +21,9 @@ def tiny_base(folder: Path) -> Path:
 
     save_hf(folder, SHAPE, jax.device_get(llama(SHAPE).init(jax.random.key(0))), context=256)
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train([str(p) for p in (ROOT / "adaptlab").glob("*.py")], vocab_size=SHAPE.vocab_size, show_progress=False)
+    tokenizer.train(
+        [str(p) for p in (ROOT / "adaptlab").glob("*.py")], vocab_size=SHAPE.vocab_size, show_progress=False
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 
