@@ -166,9 +166,9 @@ def _validate_value(value: Any, path: str, parameter: inspect.Parameter, title: 
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping) and not _is_call(value):
         return validate(value, path, typing.cast(Callable[..., Any], hint))
     if typing.get_origin(hint) is dict and isinstance(value, Mapping):
-        below: Any = typing.get_args(hint)[1]
+        below = typing.get_args(hint)[1]
         if dataclasses.is_dataclass(below):
-            return {name: validate(part, _join(path, name), below) for name, part in value.items()}
+            return {name: validate(part, _join(path, name), typing.cast(Any, below)) for name, part in value.items()}
     _check_type(value, parameter, path, title)
     return validate(value, path)
 

@@ -1,7 +1,7 @@
 """Reporting: sinks for measurements, tables, figures, the HTML report and the passport of a study."""
 
 from adaptlab.report.curves import from_journals, load_curves, save_curves
-from adaptlab.report.passport import passport
+from adaptlab.report.passport import passport, surroundings
 from adaptlab.report.progress import progress
 from adaptlab.report.sink import Sink, journal, null, read_journal, tee, truncate_journal
 from adaptlab.report.study import write_report
@@ -21,6 +21,7 @@ __all__ = [
     "read_journal",
     "save_curves",
     "summarise",
+    "surroundings",
     "tee",
     "truncate_journal",
     "wandb_sink",

@@ -56,6 +56,7 @@ def render_html(
             extra=words.extra_names(summary),
             passport=_flatten(passport),
             resumed=passport.get("times", {}).get("resumed", []),
+            changes=passport.get("changes", []),
             config=config_yaml,
             title=title,
             question=question or _question(summary),

@@ -14,7 +14,7 @@ from typing import Any
 
 import adaptlab
 
-__all__ = ["code_version", "passport"]
+__all__ = ["code_version", "passport", "surroundings"]
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "scipy", "tokenizers"),
@@ -44,6 +44,7 @@ def passport(
     started: str,
     finished: str,
     resumed: Sequence[str] = (),
+    changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the passport as plain JSON types, in a fixed order of keys.
 
@@ -56,6 +57,7 @@ def passport(
       started: when the study was first started (ISO 8601).
       finished: when it ended.
       resumed: when it was resumed, each time.
+      changes: what of the `surroundings` was different when it was resumed.
 
     Raises:
       ValueError: `base` does not say its SHA-256.
@@ -64,13 +66,21 @@ def passport(
         raise ValueError(f"The passport needs the base weights' 'sha256'; base has {sorted(base)}.")
     return {
         "adaptlab": adaptlab.__version__,
-        "code": code_version(),
         "config_hash": config_hash,
         "seeds": list(seeds),
         "base": dict(base),
         "corpora": {name: corpora[name] for name in sorted(corpora)},
         "deltas": {name: deltas[name] for name in sorted(deltas)},
         "times": {"started": started, "finished": finished, "resumed": list(resumed)},
+        "changes": list(changes),
+        **surroundings(),
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what a study's numbers depend on besides its config: code, packages, device, environment."""
+    return {
+        "code": code_version(),
         "device": _device(),
         "jax": _switches(),
         "environment": _environment(),

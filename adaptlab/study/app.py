@@ -1,5 +1,6 @@
 """A study as a command: Hydra in front, a locked folder behind."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from adaptlab import config, runtime
 from adaptlab.study import folder as folders
 
 __all__ = ["app"]
+
+log = logging.getLogger(__name__)
 
 
 def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
@@ -26,9 +29,12 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
     def decorate(f: Callable[[Any, Path], Any]) -> Callable[[], Any]:
         @config.main(name, schema)
         def task(node: dict[str, Any], folder: Path) -> Any:
+            from adaptlab import report  # heavy: not for --help
+
             runtime.configure()
             with folders.locked(folder):
-                folders.open_folder(folder, node)
+                for change in folders.open_folder(folder, node, report.surroundings()):
+                    log.warning("Resumed, but what the numbers depend on has changed: %s", change)
                 (folder / "config.yaml").write_text(config.to_yaml(node))
                 return f(schema(**node), folder)
 

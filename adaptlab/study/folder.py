@@ -11,7 +11,7 @@ from typing import Any
 
 from adaptlab import config
 
-__all__ = ["StudyError", "identity", "locked", "open_folder", "register_resolver", "starts"]
+__all__ = ["StudyError", "changes", "identity", "locked", "open_folder", "register_resolver", "starts", "write_json"]
 
 _IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "report.html"
 # What does not change any number: a study may be resumed with other values of these.
@@ -43,8 +43,17 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def open_folder(folder: Path, study: Mapping[str, Any]) -> bool:
-    """Claim a folder for a study and return whether it holds an earlier part of the same study.
+def open_folder(folder: Path, study: Mapping[str, Any], surroundings: Mapping[str, Any]) -> list[str]:
+    """Claim a folder for a study; if it holds an earlier part of the same study, that is continued.
+
+    Args:
+      folder: the study's.
+      study: its config.
+      surroundings: what else its numbers depend on, see `adaptlab.report.surroundings`.
+
+    Returns:
+      What of the surroundings is different since the study was started: its curves may then not be those of an
+      uninterrupted run.
 
     Raises:
       StudyError: it holds a study with another config; names the keys that differ.
@@ -52,8 +61,8 @@ def open_folder(folder: Path, study: Mapping[str, Any]) -> bool:
     path, mine = folder / _IDENTITY, json.loads(json.dumps(identity(study)))
     if not path.exists():
         write_json(path, mine)
-        write_json(folder / _STARTS, [_now()])
-        return False
+        write_json(folder / _STARTS, [{"time": _now(), "surroundings": surroundings}])
+        return []
     there = json.loads(path.read_text())
     if there != mine:
         differences = "\n".join(f"  {d}" for d in _differences(there, mine))
@@ -62,13 +71,19 @@ def open_folder(folder: Path, study: Mapping[str, Any]) -> bool:
         )
     if study.get("resume") is False:
         raise StudyError(f"{folder} already holds this study and resume=false; choose another hydra.run.dir.")
-    write_json(folder / _STARTS, [*starts(folder), _now()])
-    return True
+    write_json(folder / _STARTS, [*starts(folder), {"time": _now(), "surroundings": surroundings}])
+    return changes(folder)
 
 
-def starts(folder: Path) -> list[str]:
-    """Return when the study in a folder was started, and resumed, as ISO 8601 times."""
+def starts(folder: Path) -> list[dict[str, Any]]:
+    """Return the starts of the study in a folder, the first and the resumed: `{"time" (ISO 8601), "surroundings"}`."""
     return json.loads((folder / _STARTS).read_text())
+
+
+def changes(folder: Path) -> list[str]:
+    """Return what of the surroundings changed from the first start of a study to any later one."""
+    first, *later = (start["surroundings"] for start in starts(folder))
+    return list(dict.fromkeys(d for one in later for d in _differences(first, one)))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -21,7 +21,7 @@ def passport(lab: Lab, study: Any, results: Mapping[str, Mapping[str, Any]], fol
       results: of its members, by name.
       folder: the study's.
     """
-    started, *resumed = folders.starts(folder)
+    started, *resumed = (start["time"] for start in folders.starts(folder))
     return report.passport(
         seeds=study.seeds,
         base=lab.provenance["base"],
@@ -31,4 +31,5 @@ def passport(lab: Lab, study: Any, results: Mapping[str, Mapping[str, Any]], fol
         started=started,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         resumed=resumed,
+        changes=folders.changes(folder),
     )
