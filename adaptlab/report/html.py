@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from matplotlib.figure import Figure
 
 from adaptlab.report import words
 from adaptlab.report.captions import captions
@@ -80,7 +79,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def _embed(figures: Mapping[str, Figure], summary: Mapping[str, Any]) -> list[dict[str, str]]:
+def _embed(figures: Mapping[str, Any], summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """Figures as data: an `img` keeps the identifiers inside one SVG out of the others' way."""
     said = captions(summary)
     return [

@@ -1,0 +1,27 @@
+"""Configs are call trees: a node with `_target_` names a factory, and the factory's signature is its schema.
+
+A config is checked whole (unknown keys, missing keys, wrong types) before anything loads, and completed with the
+defaults of the signatures, so that what is recorded is what ran.
+"""
+
+from adaptlab.config.app import compose, conf_dir, main, register_resolver, to_yaml
+from adaptlab.config.build import config_hash, fill, instantiate, split
+from adaptlab.config.check import GIVEN, ConfigError, Given, Traced, nearest, validate
+
+__all__ = [
+    "GIVEN",
+    "ConfigError",
+    "Given",
+    "Traced",
+    "compose",
+    "conf_dir",
+    "config_hash",
+    "fill",
+    "instantiate",
+    "main",
+    "nearest",
+    "register_resolver",
+    "split",
+    "to_yaml",
+    "validate",
+]

@@ -1,0 +1,143 @@
+"""The one door to Hydra: no other module sees a DictConfig."""
+
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from adaptlab.config.build import config_hash
+from adaptlab.config.check import ConfigError, Node, join, nearest, validate
+
+__all__ = ["compose", "conf_dir", "main", "register_resolver", "to_yaml"]
+
+log = logging.getLogger(__name__)
+
+
+def conf_dir() -> Path:
+    """The folder of the yaml files: beside the package in a checkout, inside it in an installed wheel."""
+    inside = Path(__file__).parents[1] / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def to_yaml(node: Any) -> str:
+    """Return a config as yaml."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(node))
+
+
+def compose(name: str, overrides: Iterable[str] = ()) -> Node:
+    """Return the config `conf/<name>.yaml` with Hydra overrides, as plain containers."""
+    return _plain(_composed(name, overrides))
+
+
+def _composed(name: str, overrides: Iterable[str] = ()) -> Any:
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return hydra_compose(name, list(overrides))
+
+
+def _plain(config: Any) -> Node:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return typing.cast(Node, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+
+
+def register_resolver(name: str, resolve: Callable[..., Any]) -> None:
+    """Make `${name:argument}` known to configs, as `resolve(the whole job's config, argument)`, once per config."""
+    from omegaconf import OmegaConf
+
+    resolved: dict[str, Any] = {}
+
+    def resolver(*arguments: Any, _root_: Any) -> Any:
+        job = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+        node = typing.cast(Node, OmegaConf.to_container(job, resolve=True))
+        key = config_hash([node, arguments])
+        if key not in resolved:
+            try:
+                resolved[key] = resolve(node, *arguments)
+            except ConfigError as error:
+                _stop(error)
+        return resolved[key]
+
+    OmegaConf.register_new_resolver(name, resolver, replace=True)
+
+
+def _stop(error: Exception) -> typing.NoReturn:
+    """Leave with what a user can mend in one line; the traceback is one variable away."""
+    if os.environ.get("HYDRA_FULL_ERROR"):
+        raise error
+    log.debug("", exc_info=error)
+    sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows the traceback.)")
+
+
+def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
+    """Return a decorator that makes `f(config, run_dir)` a Hydra app over `conf/<name>.yaml`.
+
+    The config is checked against the schema and completed before `f` sees it, as plain containers.
+
+    Args:
+      name: the primary config.
+      schema: a dataclass (or any callable): its fields are the config's top-level keys.
+    """
+
+    def decorate(f: Callable[[Any, Path], Any]) -> Callable[[], Any]:
+        def app() -> Any:
+            import hydra
+
+            composed = False
+
+            @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
+            def task(config: Any) -> Any:
+                from hydra.core.hydra_config import HydraConfig
+
+                nonlocal composed
+                composed = True
+                try:
+                    node = validate(_plain(config), schema=schema)
+                    return f(node, Path(HydraConfig.get().runtime.output_dir))
+                except (ValueError, OSError) as error:
+                    _stop(error)
+
+            try:
+                return task()
+            except SystemExit as stop:
+                # Hydra says which override it rejects, but not which key was probably meant.
+                rejected = not composed and stop.code == 1
+                for hint in _override_hints(name, sys.argv[1:]) if rejected else []:
+                    print(hint, file=sys.stderr)
+                raise
+
+        return app
+
+    return decorate
+
+
+def _override_hints(name: str, argv: list[str]) -> list[str]:
+    from omegaconf import OmegaConf
+
+    try:
+        keys = _dotted(OmegaConf.to_container(_composed(name), resolve=False))
+    except Exception:  # then the config itself is wrong, and Hydra has said so
+        return []
+    given = [a.partition("=")[0].lstrip("+~").split("@")[0] for a in argv if "=" in a and not a.startswith("-")]
+    unknown = [k for k in given if k not in keys and not k.startswith("hydra")]
+    return [f"{k!r} is not a key of {name!r}.{nearest(k, keys)}" for k in unknown if "/" not in k]
+
+
+def _dotted(node: Any, path: str = "") -> list[str]:
+    if not isinstance(node, Mapping):
+        return [path]
+    below = [key for k, value in node.items() for key in _dotted(value, join(path, str(k)))]
+    return [path, *below] if path else below

@@ -1,0 +1,64 @@
+"""Building what a config describes, whole or as a skeleton with its numbers taken out."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from adaptlab.config.check import TRACED, is_call, join, locate, marked, parameters_of
+
+__all__ = ["config_hash", "fill", "instantiate", "split"]
+
+
+def instantiate(node: Any, **given: Any) -> Any:
+    """Call the factories of a tree, innermost first.
+
+    Args:
+      node: plain containers; a dict with `_target_` is a call.
+      **given: passed to the outermost factory only, for the parameters marked `Given` that it has.
+    """
+    if is_call(node):
+        factory = locate(node["_target_"])
+        arguments = {k: instantiate(v) for k, v in node.items() if k != "_target_"}
+        return factory(**arguments, **{k: v for k, v in given.items() if k in parameters_of(factory)})
+    if isinstance(node, Mapping):
+        return {key: instantiate(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [instantiate(value) for value in node]
+    return node
+
+
+def split(node: Any, path: str = "") -> tuple[Any, dict[str, float]]:
+    """Split a validated config in a static skeleton and the numbers that may differ between runs of one program.
+
+    Returns:
+      The config with `None` where a traced number stood, and `{dotted path: number}`. `fill` undoes it.
+    """
+    numbers: dict[str, float] = {}
+    if isinstance(node, Mapping):
+        parameters = parameters_of(locate(node["_target_"])) if is_call(node) else {}
+        skeleton: Any = {}
+        for key, value in node.items():
+            here = join(path, key)
+            if isinstance(value, int | float) and key in parameters and marked(parameters[key], TRACED):
+                skeleton[key], numbers[here] = None, float(value)
+            else:
+                skeleton[key], below = split(value, here)
+                numbers |= below
+        return skeleton, numbers
+    return node, numbers
+
+
+def fill(skeleton: Any, numbers: Mapping[str, Any], path: str = "") -> Any:
+    """Put numbers, traced or not, back where `split` found them."""
+    if not isinstance(skeleton, Mapping):
+        return skeleton
+    return {
+        key: numbers[join(path, key)] if join(path, key) in numbers else fill(value, numbers, join(path, key))
+        for key, value in skeleton.items()
+    }
+
+
+def config_hash(node: Any) -> str:
+    """SHA-256 of a config's canonical JSON."""
+    return hashlib.sha256(json.dumps(node, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
