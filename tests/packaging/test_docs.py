@@ -12,7 +12,7 @@ import pytest
 from adaptlab import config
 
 CLONE = Path(__file__).parents[2]
-PAGES = [CLONE / "README.md", CLONE / "CHANGELOG.md", *sorted((CLONE / "docs").glob("*.md"))]
+PAGES = [CLONE / "README.md", CLONE / "CHANGELOG.md", CLONE / "LOG.md", *sorted((CLONE / "docs").glob("*.md"))]
 SCHEMAS = {"experiments.forgetting": ("forgetting", "Study"), "scripts.evaluate": ("evaluate", "Evaluation")}
 
 
