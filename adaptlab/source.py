@@ -22,7 +22,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
@@ -104,11 +104,18 @@ def pypi(
     return Source(f"{package}-{version}/{member}", fetch, sha256, licence, origin)
 
 
-def hub(repo: str, member: str, revision: str = "main", sha256: str | None = None, licence: str = "") -> Source:
+def hub(
+    repo: str,
+    member: str,
+    revision: str = "main",
+    sha256: str | None = None,
+    licence: str = "",
+    patterns: Sequence[str] = ("*",),
+) -> Source:
     """Return a source that is one file of a Hugging Face Hub repository, kept in the Hub's own cache.
 
-    Needs the `hub` extra. A `member` that ends in "/" means that folder. Pin `revision` to a commit, so that
-    a run can be repeated.
+    Needs the `hub` extra. A `member` that ends in "/" means that folder ("/" alone: the whole repository), and there
+    only the files that match one of `patterns`. Pin `revision` to a commit, so that a run can be repeated.
     """
     if sha256:
         _check_digest(sha256)
@@ -121,8 +128,9 @@ def hub(repo: str, member: str, revision: str = "main", sha256: str | None = Non
             raise SourceError(f"{described} needs huggingface_hub: pip install 'adaptlab[hub]'") from error
         try:
             if member.endswith("/"):
-                root = client.snapshot_download(repo_id=repo, revision=revision, allow_patterns=[f"{member}*"])
-                path = Path(root, member)
+                folder = member.lstrip("/")
+                wanted = [f"{folder}{pattern}" for pattern in patterns]
+                path = Path(client.snapshot_download(repo_id=repo, revision=revision, allow_patterns=wanted), folder)
             else:
                 path = Path(client.hf_hub_download(repo_id=repo, filename=member, revision=revision))
         except Exception as error:  # the client's errors share no base class, and depend on its version
@@ -135,7 +143,7 @@ def hub(repo: str, member: str, revision: str = "main", sha256: str | None = Non
         return _verified(path, sha256, _record_of("hub", path), described) if sha256 else path
 
     origin = {"kind": "hub", "repo": repo, "member": member, "revision": revision, "sha256": sha256}
-    return Source(f"{repo}/{member}", fetch, sha256, licence, origin)
+    return Source(f"{repo}/{member}".rstrip("/"), fetch, sha256, licence, origin)
 
 
 def local(path: str | os.PathLike[str], sha256: str | None = None, licence: str = "") -> Source:

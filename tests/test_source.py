@@ -9,6 +9,7 @@ import threading
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -289,7 +290,7 @@ def test_the_hub_client_is_asked_for_the_pinned_file(tmp_path: Path, monkeypatch
     monkeypatch.setenv("ADAPTLAB_CACHE", str(tmp_path / "cache"))
     file = tmp_path / "model.safetensors"
     file.write_bytes(TEXT)
-    asked: list[dict[str, str]] = []
+    asked: list[dict[str, Any]] = []
     client = SimpleNamespace(hf_hub_download=lambda **asked_for: asked.append(asked_for) or str(file))
     client.snapshot_download = lambda **asked_for: asked.append(asked_for) or str(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", client)
@@ -299,6 +300,9 @@ def test_the_hub_client_is_asked_for_the_pinned_file(tmp_path: Path, monkeypatch
         hub("org/model", "model.safetensors", sha256="0" * 64).fetch()
     (tmp_path / "onnx").mkdir()
     assert hub("org/model", "onnx/").fetch() == tmp_path / "onnx"
+    assert asked[-1]["allow_patterns"] == ["onnx/*"]
+    assert hub("org/model", "/", patterns=["*.json", "*.safetensors"]).fetch() == tmp_path
+    assert asked[-1]["allow_patterns"] == ["*.json", "*.safetensors"]
     with pytest.raises(SourceError, match="no such folder"):
         hub("org/model", "tensors/").fetch()
 
