@@ -2,9 +2,19 @@
 
 import os
 
-# Eight devices on any machine, so that sharding is tested everywhere.
-_DEVICES = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}".strip()
+_XLA = [
+    # Eight devices on any machine, so that sharding is tested everywhere.
+    "--xla_force_host_platform_device_count=8",
+    # Tests compile much and compute little: without these passes they compile ten times as fast. What is claimed here
+    # is mathematics and holds under any of them. Whole studies run in processes of their own, without these flags.
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+os.environ["XLA_FLAGS"] = " ".join(
+    [*_XLA, os.environ.get("XLA_FLAGS", "")]
+).strip()  # the user's own have the last word
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax

@@ -1,7 +1,8 @@
 """Optimisers: Optax chains whose numbers may be traced."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -34,7 +35,7 @@ def adamw(
       weight_decay: decoupled, times the scheduled learning rate.
       clip: the largest global gradient norm; None does not clip.
     """
-    return optax.chain(
+    return _chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay),
@@ -51,11 +52,22 @@ def sgd(
     clip: Traced | None = None,
 ) -> optax.GradientTransformation:
     """Stochastic gradient descent with heavy-ball momentum (m ← momentum · m + g; w ← w - lr · m)."""
-    return optax.chain(
+    return _chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.trace(decay=momentum),
         _scheduled(lr, schedule, total_steps),
     )
+
+
+def _chain(*transforms: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Chain transforms that may mix integer counts with float numbers, as Optax's own do, under any promotion rule."""
+    inner = optax.chain(*transforms)
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _scheduled(lr: Traced, schedule: Schedule | None, total_steps: int) -> optax.GradientTransformation:

@@ -13,15 +13,20 @@ Schedule = Callable[[jax.Array, int], jax.Array]
 """`(step, total_steps) -> factor` of the peak learning rate; `step` counts updates from 0."""
 
 
+def _updates(step: jax.Array) -> jax.Array:
+    """The updates done once this one is."""
+    return step.astype(jnp.float32) + 1.0
+
+
 def _warm_up(step: jax.Array, total: int, warmup: Traced) -> jax.Array:
     # Update 0 already moves: (step + 1) / w, not step / w, which would waste the first batch.
-    return jnp.minimum(1.0, (step + 1) / jnp.maximum(1.0, warmup * total))
+    return jnp.minimum(1.0, _updates(step) / jnp.maximum(1.0, warmup * float(total)))
 
 
 def _progress(step: jax.Array, total: int, warmup: Traced) -> jax.Array:
     """0 while warming up, then linearly to 1 at the last update."""
-    start = warmup * total
-    return jnp.clip((step + 1 - start) / jnp.maximum(1.0, total - start), 0.0, 1.0)
+    start = warmup * float(total)
+    return jnp.clip((_updates(step) - start) / jnp.maximum(1.0, float(total) - start), 0.0, 1.0)
 
 
 def constant(*, warmup: Traced = 0.0) -> Schedule:

@@ -1,0 +1,198 @@
+"""The two tables of the laws. A new model or adaptation is one row more; every law then holds for it, or fails.
+
+The models are tiny, but nothing about them is special: two layers, so that stacks are stacks, and sizes that are all
+different, so that no axis can be taken for another (and even, so that a mesh divides them).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaptlab import tree
+from adaptlab.adapt import Adaptation, frozen, full, lora, partition
+from adaptlab.data import Batch
+from adaptlab.models import LlamaShape, Model, cross_entropy, language_modelling, llama, mlp
+from adaptlab.stats import Mean
+
+ROWS, LENGTH, VOCABULARY, RANK = 8, 6, 32, 2
+
+
+class ModelRow(NamedTuple):
+    """A model, how it is trained, and which of its paths the adaptations mean."""
+
+    model: Model
+    loss: Callable[[Any, Any, jax.Array], Mean]
+    outputs: Callable[[Any, Any], jax.Array]
+    batch: Callable[[int], Any]
+    matrices: str
+    some_matrices: str
+    vectors: str
+    embedding: str | None = None
+
+
+class AdaptationRow(NamedTuple):
+    """An adaptation for a model, and the number of parameters it must train there.
+
+    `count` maps `{path: shape}` of the base to the formula; it selects paths in its own way.
+    """
+
+    make: Callable[[ModelRow, Any], Adaptation]
+    count: Callable[[dict[str, tuple[int, ...]]], int]
+    needs_embedding: bool = False
+
+
+class Pairs(NamedTuple):
+    """A batch for a classifier."""
+
+    inputs: Any
+    targets: Any
+    weights: Any
+
+
+def on_device(batch: Any) -> Any:
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def text_batch(seed: int) -> Batch:
+    """Packed rows: two segments and some padding, positions that restart, targets that do not count."""
+    rng = np.random.default_rng(seed)
+    tokens, targets = rng.integers(1, VOCABULARY, (2, ROWS, LENGTH), np.int32)
+    segments = np.sort(rng.integers(1, 3, (ROWS, LENGTH), np.int32), axis=1)
+    segments[1, -2:] = 0
+    starts = np.argmax(segments == 2, axis=1)[:, None]
+    positions = np.where(segments == 2, np.arange(LENGTH) - starts, np.arange(LENGTH)).astype(np.int32)
+    weights = (segments > 0) * (rng.random((ROWS, LENGTH)) < 0.8)
+    return on_device(Batch(tokens, targets, segments, positions, weights.astype(np.float32)))
+
+
+def pairs_batch(seed: int) -> Pairs:
+    rng = np.random.default_rng(seed)
+    inputs = rng.normal(size=(ROWS, 6)).astype(np.float32)
+    return on_device(Pairs(inputs, rng.integers(0, 4, ROWS, np.int32), np.ones(ROWS, np.float32)))
+
+
+def classification(model: Model) -> Callable[[Any, Any, jax.Array], Mean]:
+    def loss(params: Any, batch: Pairs, key: jax.Array) -> Mean:
+        nats = cross_entropy(model.apply(params, batch.inputs), batch.targets)
+        return Mean(jnp.sum(nats * batch.weights), jnp.sum(batch.weights))
+
+    return loss
+
+
+def text_row(**sizes: Any) -> ModelRow:
+    model = llama(LlamaShape(VOCABULARY, width=16, depth=2, heads=4, head_width=6, ffn_width=20, **sizes))
+    return ModelRow(
+        model,
+        language_modelling(model),
+        lambda params, batch: model.apply(params, batch.tokens, segments=batch.segments, positions=batch.positions),
+        text_batch,
+        matrices="layers/.*/kernel",
+        some_matrices="layers/attention/.*/kernel",
+        vectors=".*/scale",
+        embedding="embed/embedding",
+    )
+
+
+def pairs_row(*widths: int) -> ModelRow:
+    model = mlp(widths)
+    return ModelRow(
+        model,
+        classification(model),
+        lambda params, batch: model.apply(params, batch.inputs),
+        pairs_batch,
+        matrices=".*/kernel",
+        some_matrices="dense_1/kernel",
+        vectors=".*/bias",
+    )
+
+
+MODELS = {
+    "llama_tied": text_row(kv_heads=4, tied=True),
+    "llama_untied_gqa": text_row(kv_heads=2, tied=False),
+    "mlp": pairs_row(6, 10, 8, 4),
+}
+
+
+def low_rank(shapes: dict[str, tuple[int, ...]], prefixes: tuple[str, ...], rank: int = RANK) -> int:
+    """Σ L · R · (D + F) over the kernels `[*L, D, F]` below the prefixes."""
+    chosen = [shape for path, shape in shapes.items() if path.startswith(prefixes) and path.endswith(MATRIX)]
+    return sum(math.prod(shape[:-2]) * rank * (shape[-2] + shape[-1]) for shape in chosen)
+
+
+MATRIX = ("/kernel", "/embedding")
+BODY = ("layers/", "dense_")
+SOME = ("layers/attention/", "dense_1/")
+
+
+def every(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+def vectors(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(math.prod(shape) for path, shape in shapes.items() if not path.endswith(MATRIX))
+
+
+ADAPTATIONS = {
+    "full": AdaptationRow(lambda m, alpha: full(), every),
+    "frozen": AdaptationRow(lambda m, alpha: frozen(), lambda shapes: 0),
+    "lora": AdaptationRow(
+        lambda m, alpha: lora(RANK, alpha=alpha, select=m.matrices), lambda shapes: low_rank(shapes, BODY)
+    ),
+    "lora_rank_stabilised": AdaptationRow(
+        lambda m, alpha: lora(3, alpha=alpha, select=m.matrices, scaling="rank_stabilised"),
+        lambda shapes: low_rank(shapes, BODY, rank=3),
+    ),
+    "lora_some": AdaptationRow(
+        lambda m, alpha: lora(RANK, alpha=alpha, select=m.some_matrices), lambda shapes: low_rank(shapes, SOME)
+    ),
+    "lora_embedding": AdaptationRow(
+        lambda m, alpha: lora(RANK, alpha=alpha, select=[m.matrices, m.embedding or ""]),
+        lambda shapes: low_rank(shapes, (*BODY, "embed/")),
+        needs_embedding=True,
+    ),
+    "partition": AdaptationRow(
+        lambda m, alpha: partition(
+            {m.some_matrices: lora(RANK, alpha=alpha, select=".*"), m.vectors: full(), ".*": frozen()}
+        ),
+        lambda shapes: low_rank(shapes, SOME) + vectors(shapes),
+    ),
+}
+
+
+REPEATED = {("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")}
+"""The two Llamas differ in their heads only: what adapts no head runs on one of them, and on the other with `slow`."""
+
+
+class Case(NamedTuple):
+    """One cell: a model with a base of full-size weights, and an adaptation of it."""
+
+    row: ModelRow
+    adaptation_row: AdaptationRow
+    base: Any
+
+    def adaptation(self, alpha: Any = 3.0) -> Adaptation:
+        return self.adaptation_row.make(self.row, alpha)
+
+
+def scattered(tree_: Any, seed: int, scale: float = 0.3) -> Any:
+    """The tree plus normal noise in every element: a point where nothing is zero by construction."""
+
+    def noisy(path: str, x: Any) -> jax.Array:
+        rng = np.random.default_rng([seed, *path.encode()])
+        return jnp.asarray(x + scale * rng.normal(size=x.shape), x.dtype)
+
+    return tree.map_with_path(noisy, tree_)
+
+
+def cases() -> Iterator[Any]:
+    for model_name, model in MODELS.items():
+        base = scattered(jax.jit(model.model.init)(jax.random.key(0)), 0)
+        for name, adaptation in ADAPTATIONS.items():
+            if model.embedding or not adaptation.needs_embedding:
+                marks = [pytest.mark.slow] if (model_name, name) in REPEATED else []
+                yield pytest.param(Case(model, adaptation, base), id=f"{name}-{model_name}", marks=marks)
