@@ -3,6 +3,7 @@
 A path joins a leaf's keys with "/", e.g. `"layers/attention/query/kernel"`.
 """
 
+import functools
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -100,10 +101,13 @@ def combine(*trees: PyTree) -> PyTree:
 
 def dot(a: PyTree, b: PyTree) -> jax.Array:
     """The Euclidean inner product of two trees, accumulated in float32 (or wider)."""
-    products = jax.tree.map(
-        lambda x, y: jnp.vdot(x, y, preferred_element_type=jnp.promote_types(x.dtype, jnp.float32)), a, b
-    )
-    return jax.tree.reduce(jnp.add, products, jnp.zeros(()))
+
+    def product(x: jax.Array, y: jax.Array) -> jax.Array:
+        wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+        return jnp.vdot(x, y, preferred_element_type=wide)
+
+    products = jax.tree.leaves(jax.tree.map(product, a, b))
+    return functools.reduce(jnp.add, products) if products else jnp.zeros(())
 
 
 def norm(tree: PyTree) -> jax.Array:

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from adaptlab import shard
+
+MESH = shard.make_mesh(data=4, tensor=2)
+
+
+def placement(**axes: tuple[str | None, ...]) -> shard.Placement:
+    return shard.Placement(MESH, axes)
+
+
+def test_logical_axes_live_where_the_rules_say():
+    axes = {"kernel": ("layers", "embed", "ffn"), "table": ("vocab", "embed"), "scale": ("embed",)}
+    arrays = {"kernel": jnp.zeros((3, 4, 6)), "table": jnp.zeros((8, 4)), "scale": jnp.zeros(4)}
+    specs = jax.tree.map(lambda s: s.spec, placement().shardings(axes, arrays))
+    assert specs == {
+        "kernel": PartitionSpec(None, None, "tensor"),
+        "table": PartitionSpec("tensor", None),
+        "scale": PartitionSpec(None),
+    }
+
+
+def test_placed_arrays_hold_the_same_numbers_in_smaller_parts():
+    x = np.arange(24.0, dtype=np.float32).reshape(4, 6)
+    where = placement().shardings({"x": ("embed", "ffn")}, {"x": x})
+    placed = shard.place({"x": x}, where)["x"]
+    assert {part.data.shape for part in placed.addressable_shards} == {(4, 3)}
+    np.testing.assert_array_equal(placed, x)
+
+
+def test_a_batch_is_split_over_the_data_axis():
+    x = jax.device_put(jnp.arange(8.0), placement().batch)
+    assert sorted({tuple(np.asarray(part.data)) for part in x.addressable_shards}) == [(0, 1), (2, 3), (4, 5), (6, 7)]
+    assert jax.device_put(x, placement().replicated).sharding.is_fully_replicated
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape", "message"),
+    [
+        (("embed", "colour"), (4, 4), r"x: no rule for the logical axes \['colour'\]; rules exist for .*'batch'"),
+        (("heads", "ffn"), (4, 4), r"x: two of the axes \('heads', 'ffn'\) live on one mesh axis"),
+        (("embed", "ffn"), (4, 5), r"x: ffn=5 does not divide over tensor=2; choose tensor from \[1, 5\]"),
+    ],
+)
+def test_impossible_placements_are_errors_that_name_the_path(axes: tuple, shape: tuple[int, ...], message: str):
+    with pytest.raises(ValueError, match=message):
+        placement().shardings({"x": axes}, {"x": np.zeros(shape)})
+
+
+def test_a_mesh_uses_all_devices_or_none():
+    with pytest.raises(ValueError, match=r"data=3 x tensor=2 needs 6 devices and JAX sees 8 .*product is 8"):
+        shard.make_mesh(data=3, tensor=2)
