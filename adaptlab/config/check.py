@@ -161,7 +161,9 @@ def _check_type(value: Any, parameter: inspect.Parameter, path: str, title: str)
     hint = float if marked(parameter, TRACED) else parameter.annotation
     if hint is float and marked(parameter, TRACED) and type(None) in typing.get_args(parameter.annotation):
         hint = float | None
-    if is_call(value):
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    if is_call(value) or any(map(is_call, parts)):
+        # What a call returns is not known yet; that it is no plain number or text is.
         if hint not in (int, float, str, bool):
             return
     elif is_bearable(value, hint) or (type(value) is int and is_bearable(float(value), hint)):
