@@ -82,7 +82,7 @@ def test_every_number_may_be_traced_and_mapped_over(make: Any):
         updates, _ = optimizer.update(GRADIENTS[0], optimizer.init(PARAMS), PARAMS)
         return updates
 
-    rows = [{"lr": 0.1, **{name: 0.1 * (i + 1) for name in names}} for i in range(3)]
+    rows = [{"lr": 0.1, **dict.fromkeys(names, 0.1 * (i + 1))} for i in range(3)]
     together = jax.jit(jax.vmap(update))(jax.tree.map(lambda *x: jnp.asarray(x), *rows))
     for i, row in enumerate(rows):
         jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-5), together, update(row))
