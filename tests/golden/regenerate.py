@@ -1,8 +1,8 @@
 """Write the golden values of the long texts again: `python -m tests.golden.regenerate` (needs the `reference` extra).
 
 They come from transformers, not from adaptlab, so that running this cannot make a wrong model right. The short texts'
-values (`smollm2_short.npz`) were made elsewhere, by transformers 5.23.0 on torch 2.13.0 reading the GGUF file itself, and
-are not regenerated.
+values (`smollm2_short.npz`) were made elsewhere, by transformers 5.23.0 on torch 2.13.0 reading the GGUF file itself,
+and are not regenerated.
 """
 
 import tempfile

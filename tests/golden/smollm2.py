@@ -69,8 +69,8 @@ def their_logits(all_ids: list[np.ndarray], folder: Path) -> list[np.ndarray]:
             from transformers import LlamaForCausalLM
     except ImportError as error:
         raise RuntimeError(
-            f"The live comparison needs PyTorch and transformers ({error}). Install them with `scripts/test --reference`, "
-            "or with `pip install torch==2.13.0` and then `pip install -e '.[reference]'`."
+            f"The live comparison needs PyTorch and transformers ({error}). Install them with "
+            "`scripts/test --reference`, or with `pip install torch==2.13.0` and then `pip install -e '.[reference]'`."
         ) from error
     save_hf(folder, SHAPE, jax.device_get(base()[1]), CONTEXT)
     with warnings.catch_warnings(), torch.no_grad():

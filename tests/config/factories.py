@@ -1,0 +1,47 @@
+"""Factories with every kind of parameter, for the tests of configs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, NamedTuple
+
+from adaptlab.config import GIVEN, Traced
+
+
+class Thing(NamedTuple):
+    size: int
+    rate: Any = 0.5
+    kind: str = "plain"
+    tags: Sequence[str] = ()
+    inner: Any = None
+
+
+def thing(
+    size: int,
+    *,
+    rate: Traced = 0.5,
+    kind: Literal["plain", "odd"] = "plain",
+    tags: Sequence[str] = (),
+    inner: Any = None,
+) -> Thing:
+    return Thing(size, rate, kind, tags, inner)
+
+
+def stretched(rate: Traced, *, total_steps: Annotated[int, GIVEN], limit: Traced | None = None) -> dict[str, Any]:
+    return {"rate": rate, "total_steps": total_steps, "limit": limit}
+
+
+def open_ended(first: int, **more: Any) -> dict[str, Any]:
+    return {"first": first, **more}
+
+
+@dataclass(frozen=True)
+class Part:
+    width: int
+    name: str = "part"
+
+
+@dataclass(frozen=True)
+class Study:
+    part: Part
+    parts: dict[str, Part]
+    seeds: list[int] = field(default_factory=list)

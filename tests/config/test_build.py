@@ -1,0 +1,63 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from adaptlab.config import config_hash, fill, instantiate, split, validate
+from tests.config.factories import Thing
+from tests.config.test_check import call
+
+NODE = {
+    "one": call("thing", size=3, rate=2.0, inner=call("thing", size=4, rate=0.25)),
+    "many": {"a/.*": call("thing", size=1, rate=3), "b": 7.5},
+    "plain": [1.0, {"rate": 2.0}],
+}
+
+
+def test_calls_are_made_innermost_first_wherever_they_stand():
+    built = instantiate({"a": [call("thing", size=1, inner={"b": call("thing", size=2)})], "c": 3})
+    assert built == {"a": [Thing(1, inner={"b": Thing(2)})], "c": 3}
+
+
+def test_what_the_program_gives_reaches_the_outermost_factory_that_takes_it():
+    assert instantiate(call("stretched", rate=1.0), total_steps=9, unused=1) == {
+        "rate": 1.0,
+        "total_steps": 9,
+        "limit": None,
+    }
+    assert instantiate(call("thing", size=1), total_steps=9) == Thing(1)
+
+
+def test_split_takes_out_the_numbers_that_may_be_traced_and_no_others():
+    skeleton, numbers = split(NODE)
+    assert numbers == {"one.rate": 2.0, "one.inner.rate": 0.25, "many.a/.*.rate": 3.0}
+    assert skeleton["one"]["size"] == 3
+    assert skeleton["one"]["rate"] is None
+    assert skeleton["plain"] == NODE["plain"]
+
+
+def test_fill_undoes_split():
+    assert fill(*split(NODE)) == NODE
+    assert fill(*split(validate(NODE))) == validate(NODE)
+
+
+def test_configs_that_differ_in_traced_numbers_share_a_skeleton():
+    other = NODE | {"one": NODE["one"] | {"rate": 5.0}}
+    assert split(other)[0] == split(NODE)[0]
+    assert split(NODE | {"one": NODE["one"] | {"size": 5}})[0] != split(NODE)[0]
+
+
+def test_a_filled_skeleton_builds_inside_a_trace():
+    skeleton, numbers = split(NODE["one"])
+
+    @jax.jit
+    def rate(numbers: dict[str, Any]) -> jax.Array:
+        return instantiate(fill(skeleton, numbers)).inner.rate * 2.0
+
+    assert rate({name: jnp.asarray(value) for name, value in numbers.items()}) == 0.5
+
+
+def test_the_hash_is_of_the_content_and_stays_what_it_was():
+    assert config_hash({"b": [1, 2.5], "a": None}) == config_hash({"a": None, "b": [1, 2.5]})
+    assert config_hash({"a": 1}) != config_hash({"a": 2})
+    assert config_hash({"a": 1}) == "015abd7f5cc57a2dd94b7590f04ad8084273905ee33ec5cebeae62276a97f862"

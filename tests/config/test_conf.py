@@ -1,0 +1,106 @@
+"""Every yaml file fits the factories it names."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from adaptlab import config
+from adaptlab.adapt import materialize
+from adaptlab.models import LlamaShape, llama
+from experiments.forgetting import Study
+from scripts.evaluate import Evaluation
+
+CONF = config.conf_dir()
+GROUPS = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.glob("*/*.yaml"))
+PARTS = [name for name in GROUPS if not name.startswith("experiment/")]
+PRESETS = [name for name in GROUPS if name.startswith("experiment/")]
+# What a user must give, and what a test machine has: eight devices.
+GIVEN = {
+    "base/local": [f"base.weights.path={CONF}"],
+    "base/hub": ["base.weights.repo=some/model"],
+    "domain/text": ["domain.path=some/text.txt"],
+    "mesh/single": ["mesh.data=8"],
+}
+
+
+def node_of(name: str) -> Any:
+    return config.compose(name, GIVEN.get(name, []))[name.split("/")[0]]
+
+
+def calls(node: Any) -> list[dict[str, Any]]:
+    """Every call in a config, the outer ones first."""
+    below = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
+    own = [node] if isinstance(node, dict) and "_target_" in node else []
+    return own + [call for value in below for call in calls(value)]
+
+
+def test_there_is_a_yaml_for_each_part_of_a_study():
+    assert {name.split("/")[0] for name in GROUPS} == {
+        "adapt",
+        "base",
+        "domain",
+        "experiment",
+        "mesh",
+        "optim",
+        "schedule",
+    }
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_yaml_says_all_that_its_factories_need_and_nothing_else(name: str):
+    node = node_of(name)
+    assert config.validate(node)
+    assert calls(node)
+
+
+@pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in ("adapt", "optim", "schedule", "mesh")])
+def test_a_yaml_builds_what_its_group_is(name: str):
+    built = config.instantiate(config.validate(node_of(name)), total_steps=10)
+    members = {"adapt": ["init", "bind", "axes"], "optim": ["init", "update"], "schedule": [], "mesh": ["devices"]}
+    assert all(hasattr(built, member) for member in members[name.split("/")[0]])
+
+
+@pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in ("base", "domain")])
+def test_a_source_is_described_without_fetching_it(name: str):
+    sources = [call for call in calls(node_of(name)) if call["_target_"].startswith("adaptlab.source.")]
+    assert sources or name == "domain/text"
+    for source in map(config.instantiate, sources):
+        assert callable(source.fetch)
+
+
+@pytest.mark.parametrize("adapt", [n for n in PARTS if n.startswith("adapt/")])
+def test_an_adaptation_yaml_fits_the_llama(adapt: str):
+    adaptation = config.instantiate(node_of(adapt))
+    base = jax.eval_shape(llama(LlamaShape(32, 16, 2, 4, 2, 4, 24)).init, jax.random.key(0))
+
+    def merged(base: Any) -> Any:
+        return materialize(adaptation.bind(base, adaptation.init(jax.random.key(0), base)))
+
+    assert jax.eval_shape(merged, base) == base
+
+
+@pytest.mark.parametrize("overrides", [[], *([f"experiment={Path(name).name}"] for name in PRESETS)], ids=str)
+def test_the_study_and_its_presets_fit_its_schema(overrides: list[str]):
+    node = config.compose("forgetting", overrides)
+    node.pop("experiment", None)
+    complete = config.validate(node, schema=Study)
+    assert config.validate(complete, schema=Study) == complete
+
+
+def test_the_evaluation_fits_its_schema():
+    complete = config.validate(config.compose("evaluate", ["text=some.txt"]), schema=Evaluation)
+    assert complete["delta"] is None
+
+
+def test_a_value_that_only_the_user_knows_is_asked_for():
+    with pytest.raises(config.ConfigError, match="path"):
+        config.compose("domain/text")
+
+
+def test_yaml_text_holds_the_config():
+    import yaml
+
+    node = config.validate(node_of("optim/adamw"))
+    assert yaml.safe_load(config.to_yaml(node)) == node
