@@ -81,6 +81,11 @@ def open_checkpoints(folder: str | Path, *, keep: int = 2) -> Checkpoints:
 
     def restore(like: TrainState) -> TrainState | None:
         steps, damaged = sorted(manager.all_steps(), reverse=True), []
+        if not steps and (aside := sorted((folder / "damaged").glob("*"))):
+            raise CheckpointError(
+                f"All checkpoints of {folder} are damaged and were set aside: {', '.join(map(str, aside))}. "
+                f"To start this run over, remove {folder.parent}."
+            )
         for step in steps:
             try:
                 state = read(step, like)

@@ -55,7 +55,7 @@ class Pairs(NamedTuple):
 
 
 def on_device(batch: Any) -> Any:
-    return jax.tree.map(jnp.asarray, batch)
+    return jax.device_put(batch)
 
 
 def text_batch(seed: int) -> Batch:
