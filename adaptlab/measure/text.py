@@ -39,7 +39,7 @@ def held_out_text(model: Model, token_bytes_V: np.ndarray) -> Measurement:
     def update(state: _Sums, params: Any, batch: Any) -> _Sums:
         logits = model.apply(params, batch.tokens, segments=batch.segments, positions=batch.positions)
         nats = cross_entropy(logits, batch.targets)
-        hit = jnp.argmax(logits, axis=-1) == batch.targets
+        hit = (jnp.argmax(logits, axis=-1) == batch.targets).astype(jnp.float32)
         size = jnp.asarray(token_bytes_V, jnp.float32)[batch.targets]
         seen = (nats, jnp.ones_like(nats), hit, size)
         return _Sums(*(s + jnp.sum(x * batch.weights) for s, x in zip(state, seen, strict=True)))

@@ -200,7 +200,7 @@ def test_a_diverged_state_is_not_saved():
 
 
 def test_a_hidden_transfer_is_an_error():
-    with pytest.raises(Exception, match="(?i)disallowed.*transfer"):
+    with pytest.raises(Exception, match=r"(?i)disallowed.*transfer"):
         fit(run(batches=lambda step: jax.device_get(toy.points(step))), NOWHERE, into({}))
 
 

@@ -1,0 +1,93 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaptlab import leaf, tree
+from adaptlab.adapt import fan_in_uniform, lora, materialize, zeros
+from tests.laws.table import scattered
+
+BASE = scattered(
+    {
+        "layers": {"q": {"kernel": jnp.zeros((2, 6, 4))}, "k": {"kernel": jnp.zeros((2, 6, 4))}},
+        "norm": {"scale": jnp.zeros(6)},
+        "head": {"kernel": jnp.zeros((6, 8))},
+    },
+    0,
+)
+KEY = jax.random.key(0)
+
+
+def random_delta(adaptation: Any, base: Any = BASE) -> Any:
+    return scattered(adaptation.init(KEY, base), 1)
+
+
+@pytest.mark.parametrize(("scaling", "scale"), [("standard", 6.0 / 4), ("rank_stabilised", 6.0 / 2)])
+def test_the_merged_matrix_is_w_plus_scale_a_b(scaling: Any, scale: float):
+    adaptation = lora(4, alpha=6.0, scaling=scaling)
+    delta = random_delta(adaptation)
+    merged = materialize(adaptation.bind(BASE, delta))
+    a, b = (np.asarray(delta["layers"]["q"]["kernel"][name]) for name in "ab")
+    wanted = np.asarray(BASE["layers"]["q"]["kernel"]) + scale * a @ b
+    np.testing.assert_allclose(merged["layers"]["q"]["kernel"], wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_only_what_is_selected_is_adapted():
+    adaptation = lora(2, select=["layers/q/kernel", "head/.*"])
+    delta = adaptation.init(KEY, BASE)
+    assert {path.rpartition("/")[0] for path in tree.flatten(delta)} == {"layers/q/kernel", "head/kernel"}
+    bound = tree.flatten(adaptation.bind(BASE, delta), leaf.is_node)
+    assert {path for path, x in bound.items() if leaf.is_node(x)} == {"layers/q/kernel", "head/kernel"}
+    assert bound["layers/k/kernel"] is BASE["layers"]["k"]["kernel"]
+
+
+def test_a_matrix_draws_the_same_whatever_else_is_selected():
+    few = lora(2, select="layers/q/kernel").init(KEY, BASE)
+    many = lora(2, select=["layers/.*/kernel", "head/kernel"]).init(KEY, BASE)
+    assert tree.digest(few["layers"]["q"]) == tree.digest(many["layers"]["q"])
+    assert tree.digest(many["layers"]["q"]) != tree.digest(many["layers"]["k"])
+
+
+def test_a_starts_as_pytorchs_linear_does_and_b_at_zero():
+    delta = lora(50, select="head/kernel").init(KEY, {"head": {"kernel": jnp.zeros((100, 8))}})["head"]["kernel"]
+    a = np.asarray(delta["a"])
+    assert np.abs(a).max() <= 0.1
+    np.testing.assert_allclose([a.mean(), a.var()], [0.0, 0.1**2 / 3], atol=2e-3)
+    assert not np.any(delta["b"])
+
+
+def test_initialisers_are_arguments():
+    swapped = lora(2, select="head/kernel", init_a=zeros(), init_b=fan_in_uniform(2.0)).init(KEY, BASE)["head"][
+        "kernel"
+    ]
+    assert not np.any(swapped["a"])
+    assert 0 < np.abs(swapped["b"]).max() <= 2.0 / np.sqrt(2)
+
+
+def test_adapters_nest_and_the_outer_one_sees_the_inner_one_as_its_weight():
+    inner, outer = lora(2, alpha=4.0), lora(3, alpha=1.0, select=["layers/q/kernel", "head/kernel"])
+    below = inner.bind(BASE, random_delta(inner))
+    delta = random_delta(outer, below)
+    merged = materialize(outer.bind(below, delta))
+    flattened = materialize(outer.bind(materialize(below), delta))
+    for path, wanted in tree.flatten(flattened).items():
+        np.testing.assert_allclose(tree.flatten(merged)[path], wanted, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank=0 must be at least 1; use frozen"),
+        ({"scaling": "loud"}, r"scaling='loud' is not one of \['standard', 'rank_stabilised'\]"),
+        ({"select": "layer/.*"}, "(?s)Selector 'layer/.*' matches nothing.*layers/q/kernel"),
+        ({"select": "norm/scale"}, r"lora selects 'norm/scale' of shape \(6,\), which is not a matrix"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_adapted_is_an_error(options: dict[str, Any], message: str):
+    make: Any = lora  # wrong values, on purpose: the checker of annotations would see them first
+    make = getattr(make, "__wrapped__", make)
+    with pytest.raises(ValueError, match=message):
+        make(**options).init(KEY, BASE)
