@@ -1,4 +1,4 @@
-"""A study small enough for tests: a tiny Llama with its own tokenizer, and real text from the repository's documents."""
+"""A study small enough for tests: a tiny Llama with its own tokenizer, and text from the repository itself."""
 
 import json
 import os
