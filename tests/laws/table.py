@@ -164,8 +164,12 @@ ADAPTATIONS = {
 }
 
 
-REPEATED = {("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")}
-"""The two Llamas differ in their heads only: what adapts no head runs on one of them, and on the other with `slow`."""
+REPEATED = {
+    *(("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")),
+    *(("llama_untied_gqa", name) for name in ("lora_rank_stabilised", "lora_some", "lora_embedding")),
+}
+"""Cells that run with `slow` only: the two Llamas differ in their heads alone, and these LoRAs in a number or a pattern
+from one that runs on them; the multilayer perceptron runs them all."""
 
 
 class Case(NamedTuple):
