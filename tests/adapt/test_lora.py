@@ -66,6 +66,11 @@ def test_initialisers_are_arguments():
     assert 0 < np.abs(swapped["b"]).max() <= 2.0 / np.sqrt(2)
 
 
+def test_adapters_lie_on_a_mesh_as_their_matrix_does():
+    axes = lora(2, select="q").axes({"q": ("layers", "embed", "heads"), "k": ("layers", "embed", "kv_heads")})
+    assert axes == {"q": {"a": ("layers", "embed", "rank"), "b": ("layers", "rank", "heads")}}
+
+
 def test_adapters_nest_and_the_outer_one_sees_the_inner_one_as_its_weight():
     inner, outer = lora(2, alpha=4.0), lora(3, alpha=1.0, select=["layers/q/kernel", "head/kernel"])
     below = inner.bind(BASE, random_delta(inner))

@@ -31,6 +31,7 @@ def test_what_the_program_gives_reaches_the_outermost_factory_that_takes_it():
 def test_split_takes_out_the_numbers_that_may_be_traced_and_no_others():
     skeleton, numbers = split(NODE)
     assert numbers == {"one.rate": 2.0, "one.inner.rate": 0.25, "many.a/.*.rate": 3.0}
+    assert {type(number) for number in numbers.values()} == {float}  # 3 and 3.0 are one program
     assert skeleton["one"]["size"] == 3
     assert skeleton["one"]["rate"] is None
     assert skeleton["plain"] == NODE["plain"]
