@@ -17,6 +17,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +34,7 @@ from adaptlab.models import LlamaShape, language_modelling, llama
 from benchmarks import handwritten
 
 RANK, ALPHA, LR = 8, 16.0, 1e-4
+TORCH = ((False, "float32"), (True, "float32"), (True, "bfloat16"))
 Stepper = Callable[[], float]
 
 
@@ -82,12 +84,13 @@ def theirs(shape: LlamaShape, mode: str, batch: Batch) -> Stepper:
     return lambda: timed(step)
 
 
-def torch_worker(python: str, options: dict[str, Any]) -> Stepper:
-    """A process of its own that steps when it is told to."""
+def torch_worker(python: str, options: dict[str, Any], stack: ExitStack) -> Stepper:
+    """A process of its own that steps when it is told to, and ends with the stack."""
     script = os.path.join(os.path.dirname(__file__), "torch_step.py")
     worker = subprocess.Popen(
         [python, script, json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
+    stack.callback(worker.kill)
     assert worker.stdin is not None
     assert worker.stdout is not None
     if not worker.stdout.readline().startswith("ready"):
@@ -122,15 +125,21 @@ def main() -> None:
     positions = np.broadcast_to(np.arange(o.length, dtype=np.int32), tokens[0].shape)
     ones = np.ones_like(tokens[0])
     batch = jax.tree.map(jnp.asarray, Batch(*tokens, ones, positions, ones.astype(np.float32)))
-    table = Table("", "side", "tokens/s (median)", "adaptlab's speed: median", "min-max", "FLOPs/token")
+    console = Console()
+    console.print(f"{shape}\nbatch {o.batch} x {o.length} tokens, float32 unless said, {o.rounds} rounds in turn")
+    console.print(f"jax {jax.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    console.print(f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '(not set)')}")
     for mode in o.modes:
+        table = Table("", "side", "tokens/s (median)", "adaptlab's speed: median", "min-max", "FLOPs/token")
         step, flops = ours(shape, mode, batch)
         sides = {"adaptlab": step, "hand-written JAX": theirs(shape, mode, batch)}
-        for compiled, dtype in ((False, "float32"), (True, "float32"), (True, "bfloat16")) if o.torch else ():
-            options = asdict(shape) | {"mode": mode, "rank": RANK, "alpha": ALPHA, "batch": o.batch, "length": o.length}
-            name = f"torch {'compiled' if compiled else 'eager'} {dtype}"
-            sides[name] = torch_worker(o.torch, options | {"compile": compiled, "dtype": dtype})
-        seconds = compare(sides, o.rounds)
+        with ExitStack() as stack:
+            for compiled, dtype in TORCH if o.torch else ():
+                options = asdict(shape) | {"mode": mode, "rank": RANK, "alpha": ALPHA, "compile": compiled}
+                options |= {"batch": o.batch, "length": o.length, "dtype": dtype}
+                name = f"torch {'compiled' if compiled else 'eager'} {dtype}"
+                sides[name] = torch_worker(o.torch, options, stack)
+            seconds = compare(sides, o.rounds)
         for name, x in seconds.items():
             ratio = x / seconds["adaptlab"]
             spread = f"{ratio.min():.2f}-{ratio.max():.2f}"
@@ -139,11 +148,7 @@ def main() -> None:
             table.add_row(
                 mode, name, speed, f"{np.median(ratio):.2f}", "" if first else spread, f"{flops:.2f} N" if first else ""
             )
-    console = Console()
-    console.print(f"{shape}\nbatch {o.batch} x {o.length} tokens, float32 unless said, {o.rounds} rounds in turn")
-    console.print(f"jax {jax.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-    console.print(f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '(not set)')}")
-    console.print(table)
+        console.print(table)
 
 
 if __name__ == "__main__":
