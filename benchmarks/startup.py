@@ -1,6 +1,6 @@
 """How long until the first update? A first start compiles; a second one reads what the first compiled.
 
-    python -m benchmarks.startup [overrides of experiments.forgetting]
+    python -m benchmarks.startup [--repeats 3] [overrides of experiments.forgetting]
 
 Runs a study of one update per method in fresh processes, in turn with an empty and with the filled compilation cache,
 and prints for each method the seconds from having the weights to the end of the first update (tracing, compiling or
@@ -8,6 +8,7 @@ reading, the update), and the wall time of the whole process, with its loading, 
 text are on disk in both cases.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -36,11 +37,14 @@ def start(cache: Path, folder: Path, overrides: list[str]) -> tuple[float, dict[
 
 
 def main() -> None:
-    repeats, rows = 3, []
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    options, overrides = parser.parse_known_args()
+    rows = []
     with tempfile.TemporaryDirectory() as home:
-        for i in range(repeats):
+        for i in range(options.repeats):
             cache = Path(home, f"cache{i}")
-            rows.append([start(cache, Path(home, f"{i}-{kind}"), sys.argv[1:]) for kind in ("first", "second")])
+            rows.append([start(cache, Path(home, f"{i}-{kind}"), overrides) for kind in ("first", "second")])
     table = Table("", "first start (s)", "second start (s)", "ratio: median (min-max)")
     for method in rows[0][0][1]:
         add(table, f"{method}: compile and first update", [(a[1][method], b[1][method]) for a, b in rows])
