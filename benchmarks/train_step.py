@@ -34,7 +34,6 @@ from adaptlab.models import LlamaShape, language_modelling, llama
 from benchmarks import handwritten
 
 RANK, ALPHA, LR = 8, 16.0, 1e-4
-TORCH = ((False, "float32"), (True, "float32"), (True, "bfloat16"))
 Stepper = Callable[[], float]
 
 
@@ -118,6 +117,7 @@ def main() -> None:
     for name, default in (("depth", 30), ("batch", 4), ("length", 128), ("rounds", 7)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--torch", metavar="PYTHON")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of the torch sides")
     parser.add_argument("--modes", nargs="+", default=["full", "lora"])
     o = parser.parse_args()
     shape = LlamaShape(49152, width=576, depth=o.depth, heads=9, kv_heads=3, head_width=64, ffn_width=1536)
@@ -129,12 +129,13 @@ def main() -> None:
     console.print(f"{shape}\nbatch {o.batch} x {o.length} tokens, float32 unless said, {o.rounds} rounds in turn")
     console.print(f"jax {jax.__version__}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     console.print(f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '(not set)')}")
+    torch_sides = [(compiled, dtype) for dtype in o.dtypes for compiled in (False, True)] if o.torch else []
     for mode in o.modes:
         table = Table("", "side", "tokens/s (median)", "adaptlab's speed: median", "min-max", "FLOPs/token")
         step, flops = ours(shape, mode, batch)
         sides = {"adaptlab": step, "hand-written JAX": theirs(shape, mode, batch)}
         with ExitStack() as stack:
-            for compiled, dtype in TORCH if o.torch else ():
+            for compiled, dtype in torch_sides:
                 options = asdict(shape) | {"mode": mode, "rank": RANK, "alpha": ALPHA, "compile": compiled}
                 options |= {"batch": o.batch, "length": o.length, "dtype": dtype}
                 name = f"torch {'compiled' if compiled else 'eager'} {dtype}"
