@@ -3,7 +3,7 @@
     python -m benchmarks.train_step [--depth 30] [--batch 4] [--length 128] [--rounds 7] [--torch PYTHON]
 
 All sides train a Llama of SmolLM2's sizes (random weights: speed does not depend on them) in float32 with AdamW and
-clipping at global norm 1, and step in turn, so that a slow moment of the machine hits all. Ratios are of the seconds of
+clipping at global norm 1, and step in turns, so that a slow moment of the machine hits all. Ratios are of the seconds of
 paired steps, the other's over adaptlab's: above 1, adaptlab is faster. `--torch` names a Python with the packages of
 the `reference` extra; there, eager and compiled, float32 and bfloat16, all with fused AdamW, run under the same
 allocator settings (`GLIBC_TUNABLES`), which the table states. FLOPs are those of the step's matrix products per
@@ -104,12 +104,19 @@ def torch_worker(python: str, options: dict[str, Any], stack: ExitStack) -> Step
 
 
 def compare(sides: dict[str, Stepper], rounds: int) -> dict[str, np.ndarray]:
-    """Step all sides in turn; the first two rounds compile and warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds + 2):
-        for name, step in sides.items():
-            seconds[name].append(step())
-    return {name: np.array(x[2:]) for name, x in seconds.items()}
+    """Step all sides in turn; the first round compiles.
+
+    Whose turn comes after whose matters: the other's threads and memory are still about. So a turn is two steps, of
+    which the second counts, and every round begins with another side.
+    """
+    names = list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds + 1):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            sides[name]()
+            seconds[name].append(sides[name]())
+    return {name: np.array(x[1:]) for name, x in seconds.items()}
 
 
 def main() -> None:
