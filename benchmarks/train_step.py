@@ -3,8 +3,8 @@
     python -m benchmarks.train_step [--depth 30] [--batch 4] [--length 128] [--rounds 7] [--torch PYTHON]
 
 All sides train a Llama of SmolLM2's sizes (random weights: speed does not depend on them) in float32 with AdamW and
-clipping at global norm 1, and step in turns, so that a slow moment of the machine hits all. Ratios are of the seconds of
-paired steps, the other's over adaptlab's: above 1, adaptlab is faster. `--torch` names a Python with the packages of
+clipping at global norm 1, and step in turns, so that a slow moment of the machine hits all. Ratios are of the seconds
+of paired steps, the other's over adaptlab's: above 1, adaptlab is faster. `--torch` names a Python with the packages of
 the `reference` extra; there, eager and compiled, float32 and bfloat16, all with fused AdamW, run under the same
 allocator settings (`GLIBC_TUNABLES`), which the table states. FLOPs are those of the step's matrix products per
 token, in units of the number N of the base's parameters.
