@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-__all__ = ["Interval", "Mean", "interval", "merge", "paired_interval"]
+__all__ = ["Estimate", "Interval", "Mean", "estimate", "interval", "merge", "paired_interval", "welch"]
 
 
 Values = Sequence[float | np.number] | np.ndarray
@@ -62,6 +62,68 @@ class Interval(NamedTuple):
     sd: float
 
 
+class Estimate(NamedTuple):
+    """A mean with its standard error, from which an interval at any level follows.
+
+    Attributes:
+      mean: the estimate.
+      se: its standard error; nan where the spread is not known.
+      df: the degrees of freedom of `se`.
+      n: the number of values; of two independent groups, of the smaller one.
+      sd: the standard deviation of one value; of two groups, of the difference of one value from each.
+    """
+
+    mean: float
+    se: float
+    df: float
+    n: int
+    sd: float
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Student's interval: mean +- t(level, df) * se."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must be between 0 and 1, got {level}; 0.95 is usual.")
+        if not math.isfinite(self.se):
+            return Interval(self.mean, math.nan, math.nan, self.n, math.nan)
+        from scipy.special import stdtrit  # here, so that importing this module stays cheap
+
+        half = float(stdtrit(self.df, (1 + level) / 2)) * self.se
+        return Interval(self.mean, self.mean - half, self.mean + half, self.n, self.sd)
+
+    def p_value(self, distance: float) -> float:
+        """The smallest 1 - level at which the interval is at most `distance` wide to each side.
+
+            p = P(|t_df| >= distance / se)
+
+        The two-sided p-value of Student's test against a value that far from the mean.
+        """
+        if not math.isfinite(self.se):
+            return math.nan
+        from scipy.special import stdtr
+
+        if self.se == 0:
+            return 0.0 if distance > 0 else 1.0
+        return 2 * float(stdtr(self.df, -abs(distance) / self.se))
+
+
+def estimate(values: Values) -> Estimate:
+    """Return the mean of independent values and its standard error, sd / sqrt(n) with n - 1 degrees of freedom.
+
+        sd^2 = sum (x - mean)^2 / (n - 1)
+
+    Args:
+      values: one number for each run (seed); all must be present, so a nan gives nan.
+    """
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1:
+        raise ValueError(f"values must be one-dimensional, one number for each run; got shape {x.shape}.")
+    n, mean = len(x), float(x.mean()) if len(x) else math.nan
+    if n < 2 or not np.isfinite(x).all():
+        return Estimate(mean, math.nan, math.nan, n, math.nan)
+    sd = float(x.std(ddof=1))
+    return Estimate(mean, sd / math.sqrt(n), n - 1, n, sd)
+
+
 def interval(values: Values, level: float = 0.95) -> Interval:
     """Student's confidence interval of the mean of independent, roughly normal values.
 
@@ -77,19 +139,7 @@ def interval(values: Values, level: float = 0.95) -> Interval:
     >>> interval([1.0])
     Interval(mean=1.0, low=nan, high=nan, n=1, sd=nan)
     """
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1, got {level}; 0.95 is usual.")
-    x = np.asarray(values, np.float64)
-    if x.ndim != 1:
-        raise ValueError(f"values must be one-dimensional, one number for each run; got shape {x.shape}.")
-    n, mean = len(x), float(x.mean()) if len(x) else math.nan
-    if n < 2 or not np.isfinite(x).all():
-        return Interval(mean, math.nan, math.nan, n, math.nan)
-    from scipy.special import stdtrit  # here, so that importing this module stays cheap
-
-    sd = float(x.std(ddof=1))
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / math.sqrt(n)
-    return Interval(mean, mean - half, mean + half, n, sd)
+    return estimate(values).interval(level)
 
 
 def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, level: float = 0.95) -> Interval:
@@ -103,3 +153,26 @@ def paired_interval(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.nda
     if len(a) != len(b):
         raise ValueError(f"Paired values need the same runs on both sides; got {len(a)} and {len(b)}.")
     return interval(np.asarray(b, np.float64) - np.asarray(a, np.float64), level)
+
+
+def welch(a: Values, b: Values) -> Estimate:
+    """Estimate mean(b) - mean(a) of independent groups whose variances may differ.
+
+        se^2 = v_a + v_b,   v = sd^2 / n,   df = (v_a + v_b)^2 / (v_a^2 / (n_a - 1) + v_b^2 / (n_b - 1))
+
+    For runs that share no seeds; those that do are compared by `paired_interval`, which is tighter.
+
+    Reference: Welch (1947), "The generalization of 'Student's' problem when several different population variances
+    are involved", Biometrika 34.
+
+    >>> difference = welch([1.0, 3.0], [4.0, 6.0])
+    >>> difference.mean, difference.sd, round(difference.df, 6)  # the same variances: df = n_a + n_b - 2
+    (3.0, 2.0, 2.0)
+    """
+    x, y = estimate(a), estimate(b)
+    mean, n, se = y.mean - x.mean, min(x.n, y.n), math.hypot(x.se, y.se)
+    if not math.isfinite(se):
+        return Estimate(mean, math.nan, math.nan, n, math.nan)
+    spread = x.se**4 / x.df + y.se**4 / y.df
+    df = se**4 / spread if spread else x.df + y.df
+    return Estimate(mean, se, df, n, math.hypot(x.sd, y.sd))

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from adaptlab import stats
-from adaptlab.stats import Mean, interval, merge, paired_interval
+from adaptlab.stats import Mean, estimate, interval, merge, paired_interval, welch
 
 
 def test_docstring_examples_hold():
@@ -67,3 +67,29 @@ def test_wrong_inputs_are_named():
         interval(np.ones((1, 2)))
     with pytest.raises(ValueError, match=r"between 0 and 1, got 95"):
         interval([1.0, 2.0], level=95)
+
+
+def test_welch_agrees_with_scipy_for_unequal_groups():
+    a, b = [3.1, 2.9, 3.4, 3.0, 2.7], [4.0, 5.5, 3.2]
+    got, expected = welch(a, b), scipy.stats.ttest_ind(b, a, equal_var=False)
+    low, high = expected.confidence_interval(0.9)
+    assert got.interval(0.9)[1:3] == pytest.approx((low, high), rel=1e-12)
+    assert got.p_value(got.mean) == pytest.approx(expected.pvalue, rel=1e-10)
+    assert got.n == 3
+
+
+def test_the_p_value_is_the_level_at_which_the_interval_touches():
+    got = estimate([3.1, 2.9, 3.4, 3.0, 2.7])
+    assert got.interval(1 - got.p_value(got.mean - 2.8)).low == pytest.approx(2.8, rel=1e-12)
+    assert got.p_value(0.0) == 1.0
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [1.0, 2.0]), ([1.0, 2.0], [1.0, math.nan]), ([], [1.0, 2.0])])
+def test_groups_of_unknown_spread_have_no_interval(a, b):
+    assert math.isnan(welch(a, b).interval().low)
+    assert math.isnan(welch(a, b).p_value(1.0))
+
+
+def test_runs_without_any_spread_have_an_interval_of_no_width():
+    assert welch([1.0, 1.0], [3.0, 3.0]).interval()[:3] == (2.0, 2.0, 2.0)
+    assert estimate([1.0, 1.0]).p_value(1.0) == 0.0
