@@ -1,13 +1,19 @@
-"""Parameter groups: which part of a delta trains how fast, decays how much, and from when."""
+"""Parameter groups: which part of a delta trains how fast, decays how much, and from when.
 
-from collections.abc import Callable
+`group_depth` and `group_rules` make them, `group_table` shows them.
+"""
+
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from adaptlab.config import Traced
 
-__all__ = ["Groups", "add_decayed_weights", "bias_corrected", "mask_frozen", "scale_by_group"]
+__all__ = ["Groups", "GroupsState", "add_decayed_weights", "bias_corrected", "mask_frozen", "scale_by_group"]
 
 PyTree = Any
 
@@ -16,12 +22,12 @@ class Groups(NamedTuple):
     """How the parts of a delta train: three pure functions of the delta (arrays or shapes).
 
     Each returns the delta's tree with an array that broadcasts to its leaf: a scalar where the whole leaf is treated
-    alike, `[L, 1, …]` where a stacked leaf is treated layer by layer.
+    alike, `[L, 1, …]` where a stacked leaf is treated layer by layer. What is known before the trace is a NumPy array.
 
     Attributes:
       rate: `delta -> multipliers` of the learning rate, float32.
-      decay: `delta -> multipliers` of the weight decay, float32. The decay is also multiplied by the rate, as it is
-        in torch's parameter groups (decoupled decay takes the group's learning rate).
+      decay: `delta -> multipliers` of the weight decay, float32. Decay is also multiplied by the rate, as it is in
+        torch's parameter groups (decoupled decay takes the group's learning rate).
       start: `(delta, total_steps) -> updates`, float32: a leaf trains in update t (counted from 0) if and only if
         t ≥ start. 0 is at once, infinity never.
     """
@@ -31,25 +37,64 @@ class Groups(NamedTuple):
     start: Callable[[PyTree, int], PyTree]
 
 
+class GroupsState(NamedTuple):
+    """The state of a transform that waits for groups to start.
+
+    Attributes:
+      count: int32, the updates done.
+      inner: the state of the transform it wraps, or `()`.
+    """
+
+    count: jax.Array
+    inner: Any = ()
+
+
 def mask_frozen(groups: Groups | None, total_steps: int) -> optax.GradientTransformation:
     """Zero the gradients of what does not train yet: first in a chain, so that they do not count in a clipping norm.
 
     Not even NaN gets through. `None` is the identity.
     """
-    raise NotImplementedError
+    if groups is None:
+        return optax.identity()
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        started = _started(groups, updates, total_steps, state.count)
+        return jax.tree.map(_only, started, updates), state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(_init, update)
 
 
 def scale_by_group(groups: Groups | None, total_steps: int) -> optax.GradientTransformation:
     """Multiply the updates by their group's rate; exactly 0 before the group's start, whatever the update is.
 
-    It stands after weight decay and beside the learning rate. `None` is the identity.
+    It stands behind weight decay, before or after the learning rate. `None` is the identity.
     """
-    raise NotImplementedError
+    if groups is None:
+        return optax.identity()
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        started = _started(groups, updates, total_steps, state.count)
+        scaled = jax.tree.map(lambda u, rate, on: _only(on, _times(u, rate)), updates, groups.rate(updates), started)
+        return scaled, state._replace(count=state.count + 1)
+
+    return optax.GradientTransformation(_init, update)
 
 
 def add_decayed_weights(weight_decay: Traced, groups: Groups | None = None) -> optax.GradientTransformation:
     """u + λ · (the group's multiplier) · w. With `None`, `optax.add_decayed_weights(weight_decay)`."""
-    raise NotImplementedError
+    if groups is None:
+        return optax.add_decayed_weights(weight_decay)
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        if params is None:
+            raise ValueError("add_decayed_weights: update(updates, state, params) needs the params that decay.")
+
+        def decayed(u: jax.Array, w: jax.Array, multiplier: Any) -> jax.Array:
+            return u + _times(_times(w, multiplier), jnp.asarray(weight_decay, jnp.float32)).astype(u.dtype)
+
+        return jax.tree.map(decayed, updates, params, groups.decay(updates)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def bias_corrected(
@@ -57,9 +102,135 @@ def bias_corrected(
 ) -> optax.GradientTransformation:
     """Let what trains from update s on behave as if the state of `core` had begun at s. `None` gives `core` itself.
 
+    In torch a parameter's step count begins with its first gradient. So Adam's moments are corrected
+    (arXiv:1412.6980, alg. 1) by 1 - β^(t - s + 1), not by 1 - β^(t + 1), which would make the first update of
+    a layer that starts at s = 1000 (1 - β₁)/√(1 - β₂) ≈ 3 times too large.
+
+    Every array, and every layer of a stacked array whose layers start apart, runs `core` alone: on its own moments,
+    and on the core's counts less s. Before s its moments are what `core.init` makes of it and its updates are 0. This
+    is exact for every core that treats arrays one by one and whose integers count updates: Adam, its relatives,
+    RMSProp, Lion, momentum (which has no count, and whose trace stays 0 until s). What has neither (a noise's key) is
+    shared by all. One that looks across arrays (a global norm) belongs outside. Where all starts are known to be 0,
+    `core` runs as it is.
+
     Args:
-      core: any Optax transform that treats every array on its own (Adam, Lion, RMSProp, momentum …).
-      groups: the groups, whose starts count.
+      core: an Optax transform.
+      groups: their starts count here, not their rates.
       total_steps: the number of updates.
+
+    Raises:
+      ValueError: the state of `core` for one array or one layer is not a part of its state for all.
     """
-    raise NotImplementedError
+    if groups is None:
+        return core
+
+    def init(params: PyTree) -> GroupsState:
+        return GroupsState(jnp.zeros((), jnp.int32), core.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        start = groups.start(updates, total_steps)
+        run = core.update if _at_once(start) else _one_by_one(core, start, state.count)
+        updates, inner = run(updates, state.inner, params)
+        return updates, GroupsState(state.count + 1, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _init(params: PyTree) -> GroupsState:
+    return GroupsState(jnp.zeros((), jnp.int32))
+
+
+def _at_once(start: PyTree) -> bool:
+    """Whether all starts are known, and known to be 0."""
+    return all(isinstance(s, np.ndarray | np.generic) and not np.any(s) for s in jax.tree.leaves(start))
+
+
+def _started(groups: Groups, like: PyTree, total_steps: int, count: jax.Array) -> PyTree:
+    return jax.tree.map(lambda s: count.astype(jnp.float32) >= jnp.asarray(s), groups.start(like, total_steps))
+
+
+def _only(on: Any, x: Any) -> jax.Array:
+    # A choice, not a product: 0 times infinity is not 0.
+    return jnp.where(on, x, jnp.zeros((), x.dtype))
+
+
+def _times(x: jax.Array, multiplier: Any) -> jax.Array:
+    """The product in float32 or wider, in x's dtype."""
+    wide = x.dtype if x.dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
+    return (x.astype(wide) * jnp.asarray(multiplier).astype(wide)).astype(x.dtype)
+
+
+def _one_by_one(core: optax.GradientTransformation, start: PyTree, count: jax.Array) -> Callable[..., Any]:
+    """Return the update of `core` in which each array, or layer of one, has its own start."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
+        grads, structure = jax.tree.flatten(updates)
+        weights = [jnp.zeros_like(g) for g in grads] if params is None else jax.tree.leaves(params)
+        index = jax.tree.unflatten(structure, range(len(grads)))
+        # The array each leaf of the state belongs to; -1 for what belongs to none.
+        owner = optax.tree_map_params(core, lambda _, i: i, state, index, transform_non_params=lambda _: -1)
+        owners, old = jax.tree.leaves(owner), jax.tree.leaves(state)
+        # Only the shared part of this is used, and the compiler drops the rest.
+        new = jax.tree.leaves(core.update(updates, state, params)[1])
+        done = []
+        for i, s in enumerate(jax.tree.leaves(start)):
+            mine = [owner in (i, -1) for owner in owners]
+            part = [x for x, m in zip(old, mine, strict=True) if m]
+            shared = [o == -1 for o, m in zip(owners, mine, strict=True) if m]
+            u, part = _run(core, jnp.asarray(s), count, grads[i], weights[i], part, shared)
+            done.append(u)
+            for j, x in zip((j for j, o in enumerate(owners) if o == i), part, strict=True):
+                new[j] = x
+        return jax.tree.unflatten(structure, done), jax.tree.unflatten(jax.tree.structure(state), new)
+
+    return update
+
+
+def _run(
+    core: optax.GradientTransformation,
+    start: jax.Array,
+    count: jax.Array,
+    grad: jax.Array,
+    weight: jax.Array,
+    state: Sequence[jax.Array],
+    shared: Sequence[bool],
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Run `core` on one array; return its update and its own new state leaves.
+
+    Args:
+      core: the transform.
+      start: a scalar or `[L, 1, …]`.
+      count: the updates done.
+      grad: the array's gradient.
+      weight: the array.
+      state: the leaves of the core's state that are the array's or nobody's.
+      shared: which of them are nobody's.
+    """
+    own = [not s for s in shared]
+
+    def alone(s: jax.Array, g: jax.Array, w: jax.Array, leaves: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        on = count.astype(jnp.float32) >= s
+        fresh, structure = jax.tree.flatten(core.init(w))
+        if [x.shape for x in fresh] != [x.shape for x in leaves]:
+            raise ValueError(
+                f"bias_corrected: for one array of shape {w.shape} the core's state is {[x.shape for x in fresh]}, "
+                f"but its share of the whole state is {[x.shape for x in leaves]}; use a core that treats arrays "
+                f"one by one, or groups that all start at once."
+            )
+        begun = [_since(x, s) if common else x for x, common in zip(leaves, shared, strict=True)]
+        u, new = core.update(_only(on, g), jax.tree.unflatten(structure, begun), w)
+        kept = [jnp.where(on, n, f) for n, f, m in zip(jax.tree.leaves(new), fresh, own, strict=True) if m]
+        return _only(on, u), kept
+
+    leaves = list(state)
+    if start.size == 1:
+        return alone(start.reshape(()), grad, weight, leaves)
+    axes = [0 if m else None for m in own]
+    return jax.vmap(alone, in_axes=(0, 0, 0, axes))(start.reshape(-1), grad, weight, leaves)
+
+
+def _since(x: jax.Array, start: jax.Array) -> jax.Array:
+    """A count of updates as it stands for what began at `start`; anything else as it is."""
+    if x.ndim or not jnp.issubdtype(x.dtype, jnp.signedinteger):
+        return x
+    return jnp.maximum(x - jnp.minimum(jnp.ceil(start), 2.0**30).astype(x.dtype), jnp.zeros((), x.dtype))
