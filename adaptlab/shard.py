@@ -1,9 +1,10 @@
 """Named meshes: models name logical axes, one table says on which mesh axis each lives.
 
 `data` splits the batch, `tensor` splits heads, feed-forward and vocabulary (Megatron's column and row pairs,
-arXiv:1909.08053). XLA's partitioner derives the rest from where the arrays rest.
+arXiv:1909.08053), `replica` splits the runs of a sweep. XLA's partitioner derives the rest from where the arrays rest.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,19 +29,24 @@ RULES: Mapping[str, str | None] = {
 """Logical axis -> mesh axis, or None for a copy on every device."""
 
 
-def make_mesh(*, data: int = 1, tensor: int = 1) -> Mesh:
-    """Return a mesh of `data × tensor` devices.
+def make_mesh(*, data: int = 1, tensor: int = 1, replica: int = 1) -> Mesh:
+    """Return a mesh of `replica × data × tensor` devices.
+
+    Args:
+      data: parts of a batch.
+      tensor: parts of a matrix.
+      replica: parts of a sweep: runs side by side that share nothing but the base.
 
     Raises:
       ValueError: the sizes do not use all devices JAX sees.
     """
-    devices = jax.device_count()
-    if data * tensor != devices:
+    devices, sizes = jax.device_count(), (replica, data, tensor)
+    if math.prod(sizes) != devices:
         raise ValueError(
-            f"mesh data={data} x tensor={tensor} needs {data * tensor} devices and JAX sees {devices} "
-            f"({jax.devices()[0].platform}); choose sizes whose product is {devices}."
+            f"mesh replica={replica} x data={data} x tensor={tensor} needs {math.prod(sizes)} devices and JAX sees "
+            f"{devices} ({jax.devices()[0].platform}); choose sizes whose product is {devices}."
         )
-    return jax.make_mesh((data, tensor), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(sizes, ("replica", "data", "tensor"), axis_types=(AxisType.Auto,) * 3)
 
 
 class Placement(NamedTuple):

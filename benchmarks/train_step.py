@@ -48,7 +48,7 @@ def ours(shape: LlamaShape, mode: str, batch: Batch) -> tuple[Stepper, float]:
     model = llama(shape)
     method = adapt.full() if mode == "full" else adapt.lora(RANK, alpha=ALPHA)
     program = train.make_program(
-        language_modelling(model),
+        lambda numbers: language_modelling(model),
         lambda numbers: method,
         lambda numbers: optim.adamw(numbers["lr"], total_steps=1000, clip=1.0),
     )

@@ -35,6 +35,7 @@ def lora(
     rank: int = 8,
     *,
     alpha: Traced = 16.0,
+    effective_rank: Traced | None = None,
     select: str | Sequence[str] = "layers/.*/kernel",
     scaling: Literal["standard", "rank_stabilised"] = "standard",
     init_a: Init | None = None,
@@ -47,6 +48,8 @@ def lora(
     Args:
       rank: R, at least 1.
       alpha: the numerator of the scale.
+      effective_rank: at most `rank`: only so many columns of A and rows of B are used and trained, and it takes R's
+        place in the scale, so that runs of several ranks share a program. None uses all.
       select: patterns of whole `/`-joined paths of the matrices to adapt, e.g.
         `"layers/attention/(query|value)/kernel"`. Leading axes (a stack of layers) are batch axes.
       scaling: "standard" is s = alpha / R; "rank_stabilised" is s = alpha / √R (rsLoRA, arXiv:2312.03732, eq. 4).
@@ -63,7 +66,8 @@ def lora(
     if scaling not in ("standard", "rank_stabilised"):
         raise ValueError(f"scaling={scaling!r} is not one of ['standard', 'rank_stabilised'].")
     init_a, init_b = init_a or fan_in_uniform(), init_b or zeros()
-    scale = alpha / (rank if scaling == "standard" else rank**0.5)
+    used = rank if effective_rank is None else effective_rank
+    scale = alpha / (used if scaling == "standard" else used**0.5)
 
     def init(key: jax.Array, base: Any) -> Any:
         delta = {}
@@ -81,6 +85,8 @@ def lora(
             a, b = flat_delta.get(f"{path}/a"), flat_delta.get(f"{path}/b")
             if a is None or b is None:
                 return w
+            if effective_rank is not None:
+                b = jnp.where((jnp.arange(rank) < used)[:, None], b, 0.0)
             return leaf.LowRank(w, a, b, jnp.full(a.shape[:-2], scale, jnp.float32))
 
         return tree.map_with_path(node, base, is_leaf=leaf.is_node)

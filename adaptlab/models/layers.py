@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from adaptlab import leaf
 
-__all__ = ["Embed", "Linear", "RMSNorm", "attention", "causal_mask", "rotary", "rotary_angles"]
+__all__ = ["Embed", "Linear", "RMSNorm", "attention", "causal_mask", "dropped", "rotary", "rotary_angles"]
 
 
 def read(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], axes: tuple) -> Any:
@@ -65,6 +65,17 @@ class Embed(nn.Module):
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         return leaf.dot(x_BTD, self.table, transpose=True)
+
+
+def dropped(module: nn.Module, x: jax.Array, rate: Any) -> jax.Array:
+    """Drop activations with probability `rate`, which may be traced, and scale the rest by 1 / (1 - rate).
+
+    None drops nothing and asks the module for no key.
+    """
+    if rate is None:
+        return x
+    keep = jax.random.uniform(module.make_rng("dropout"), x.shape) >= rate
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros((), x.dtype))
 
 
 class RMSNorm(nn.Module):

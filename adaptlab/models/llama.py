@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adaptlab.models.layers import Embed, Linear, RMSNorm, attention, causal_mask, rotary, rotary_angles
+from adaptlab.models.layers import Embed, Linear, RMSNorm, attention, causal_mask, dropped, rotary, rotary_angles
 from adaptlab.models.model import Model
 
 __all__ = ["REMAT_POLICIES", "LlamaShape", "llama"]
@@ -91,11 +91,12 @@ class _Layer(nn.Module):
     shape: LlamaShape
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array) -> Any:
+    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array, drop: Any) -> Any:
         norm = partial(RMSNorm, self.shape.norm_eps)
-        x_BTD += _Attention(self.shape, name="attention")(norm(name="attention_norm")(x_BTD), cos, sin, mask_BTS)
-        x_BTD += _FeedForward(self.shape, name="feed_forward")(norm(name="feed_forward_norm")(x_BTD))
-        return x_BTD, None
+        y_BTD = _Attention(self.shape, name="attention")(norm(name="attention_norm")(x_BTD), cos, sin, mask_BTS)
+        x_BTD += dropped(self, y_BTD, drop)
+        y_BTD = _FeedForward(self.shape, name="feed_forward")(norm(name="feed_forward_norm")(x_BTD))
+        return x_BTD + dropped(self, y_BTD, drop), None
 
 
 class _Llama(nn.Module):
@@ -105,12 +106,13 @@ class _Llama(nn.Module):
     unroll: int
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array, drop: Any) -> jax.Array:
         s = self.shape
         embed = Embed(s.vocab_size, s.width, self.dtype, name="embed")
         cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
         mask_BTS = causal_mask(segments_BT, tokens_BT.shape[1])
-        x_BTD, _ = self._stack()(s, name="layers")(embed(tokens_BT), cos, sin, mask_BTS)
+        x_BTD = dropped(self, embed(tokens_BT), drop)
+        x_BTD, _ = self._stack()(s, name="layers")(x_BTD, cos, sin, mask_BTS, drop)
         x_BTD = RMSNorm(s.norm_eps, name="norm")(x_BTD)
         if s.tied:
             return embed.attend(x_BTD).astype(jnp.float32)
@@ -124,7 +126,7 @@ class _Llama(nn.Module):
         return nn.scan(
             layer,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.shape.depth,
             unroll=self.unroll,
@@ -135,9 +137,9 @@ class _Llama(nn.Module):
 def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unroll: int | None = None) -> Model:
     """Return a Llama-family decoder.
 
-    `apply(params, tokens_BT, *, segments=None, positions=None)` returns float32 logits `[B, T, V]`. Token t sees the
-    tokens of its own segment up to itself. `positions` default to 0 … T-1; only differences within a segment
-    matter.
+    `apply(params, tokens_BT, *, segments=None, positions=None, dropout=None)` returns float32 logits `[B, T, V]`. Token
+    t sees the tokens of its own segment up to itself. `positions` default to 0 … T-1; only differences within a segment
+    matter. `dropout` is (rate, key).
 
     Args:
       shape: the sizes.
@@ -157,15 +159,19 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
     example = jnp.zeros((1, 2), jnp.int32)
 
     def boxed(key: jax.Array) -> Any:
-        return module.init(key, example, None, example)["params"]
+        return module.init(key, example, None, example, None)["params"]
 
     def init(key: jax.Array) -> Any:
         return nn.unbox(boxed(key))
 
-    def apply(params: Any, tokens: jax.Array, *, segments: Any = None, positions: Any = None) -> Any:
+    def apply(
+        params: Any, tokens: jax.Array, *, segments: Any = None, positions: Any = None, dropout: Any = None
+    ) -> Any:
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        return module.apply({"params": params}, tokens, segments, positions)
+        rate, key = dropout or (None, None)
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, tokens, segments, positions, rate, rngs=rngs)
 
     def axes() -> Any:
         specs = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))

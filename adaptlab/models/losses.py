@@ -1,11 +1,13 @@
 """Per-example losses and their sums: (sum, weight), never a mean of means."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
+from adaptlab.config import GIVEN, Traced
 from adaptlab.models.model import Model
+from adaptlab.rng import stream_id
 from adaptlab.stats import Mean
 
 __all__ = ["cross_entropy", "language_modelling"]
@@ -21,16 +23,41 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return log_sum + (peak - chosen)  # in this order, what large logits have in common cancels exactly
 
 
-def language_modelling(model: Model) -> Any:
+def language_modelling(
+    model: Annotated[Model, GIVEN],
+    *,
+    dropout: Traced | None = None,
+    label_noise: Traced | None = None,
+    label_smoothing: Traced | None = None,
+) -> Any:
     """Return `loss(params, batch, key) -> Mean`: next-token cross-entropy over the tokens that count.
 
-    The batch has `tokens`, `targets`, `segments`, `positions` and `weights`, all `[B, T]`.
+    The batch has `tokens`, `targets`, `segments`, `positions` and `weights`, all `[B, T]`. What is None is not in the
+    program at all.
+
+    Args:
+      model: the language model.
+      dropout: the share of the embedding's and each residual branch's activations that is dropped.
+      label_noise: the probability that a target is replaced by a token drawn uniformly, anew in each step.
+      label_smoothing: ε of (1 - ε) · nats(target) + ε · mean over the vocabulary of nats (arXiv:1512.00567, sec. 7).
     """
 
     def loss(params: Any, batch: Any, key: jax.Array) -> Mean:
-        del key  # the model has no randomness
-        logits = model.apply(params, batch.tokens, segments=batch.segments, positions=batch.positions)
-        nats = cross_entropy(logits, batch.targets)
+        drops = {} if dropout is None else {"dropout": (dropout, jax.random.fold_in(key, stream_id("dropout")))}
+        logits = model.apply(params, batch.tokens, segments=batch.segments, positions=batch.positions, **drops)
+        targets = batch.targets
+        if label_noise is not None:
+            targets = _noisy(jax.random.fold_in(key, stream_id("label_noise")), targets, label_noise, logits.shape[-1])
+        nats = cross_entropy(logits, targets)
+        if label_smoothing is not None:
+            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+            nats = (1.0 - label_smoothing) * nats + label_smoothing * uniform
         return Mean(jnp.sum(nats * batch.weights), jnp.sum(batch.weights))
 
     return loss
+
+
+def _noisy(key: jax.Array, targets: jax.Array, rate: Any, vocabulary: int) -> jax.Array:
+    which, what = jax.random.split(key)
+    other = jax.random.randint(what, targets.shape, 0, vocabulary, targets.dtype)
+    return jnp.where(jax.random.uniform(which, targets.shape) < rate, other, targets)

@@ -3,27 +3,32 @@
 The order, for each step s from where the run stands up to its total T:
 
 1. every `measure_every` steps, and at T: measure the state before update s;
-2. every `save_every` steps, and at T: save that state;
-3. at T, stop; otherwise draw batch s;
+2. every `save_every` steps before T: save that state;
+3. at T, or if early stopping has seen enough, stop; otherwise draw batch s;
 4. dispatch update s;
 5. write the metrics of update s-1, which are done by now: the device never waits for the host.
 
 A checkpoint at s is therefore the state in which the curves hold all rows of steps before s, and resuming at s drops
 later rows and goes on with 1.
+
+The order stands in `course`, a generator that hands over a batch wherever an update is due, and neither knows nor cares
+whether it steps alone (`fit`) or with others (`adaptlab.train.replicas`).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from adaptlab.train.checkpoint import Checkpoints
-from adaptlab.train.program import Numbers, Program, device_numbers
+from adaptlab.train.program import Numbers, Program, device_numbers, scalar_put
 from adaptlab.train.step import TrainState
 
-__all__ = ["Fitted", "Run", "Writer", "fit"]
+__all__ = ["Clock", "Course", "Fitted", "Run", "Seat", "Writer", "course", "fit"]
+
+Metrics = dict[str, Any]
 
 
 class Writer(NamedTuple):
@@ -31,6 +36,13 @@ class Writer(NamedTuple):
 
     write: Callable[[int, dict[str, float]], None]
     flush: Callable[[], None]
+
+
+class Seat(NamedTuple):
+    """Where a run's state is between its updates: `get()` it, `put(state)` another."""
+
+    get: Callable[[], TrainState]
+    put: Callable[[TrainState], None]
 
 
 class Run(NamedTuple):
@@ -46,6 +58,8 @@ class Run(NamedTuple):
       total_steps: T, the number of updates.
       measure_every: steps between probes.
       save_every: steps between checkpoints.
+      until: pause there, measured and saved, to be continued by a later run of the same; None runs to the end.
+      moments: what the program's `carry` takes over, or None.
     """
 
     program: Program
@@ -57,6 +71,8 @@ class Run(NamedTuple):
     total_steps: int
     measure_every: int
     save_every: int
+    until: int | None = None
+    moments: Any = None
 
 
 class Fitted(NamedTuple):
@@ -66,18 +82,54 @@ class Fitted(NamedTuple):
       state: the last state.
       resumed_at: the step of the checkpoint it started from, or None.
       diverged_at: the step whose loss or gradient was not finite, or None.
-      step_seconds: wall time per update, the first of this process (with its compilation) left out.
-      first_step_seconds: the first update of this process.
+      stopped_at: the step at which early stopping ended it, or None.
+      paused_at: the step at which it waits to be continued, or None.
     """
 
     state: TrainState
-    resumed_at: int | None
-    diverged_at: int | None
-    step_seconds: list[float]
-    first_step_seconds: float
+    resumed_at: int | None = None
+    diverged_at: int | None = None
+    stopped_at: int | None = None
+    paused_at: int | None = None
+
+    @property
+    def delta(self) -> Any:
+        """What was trained: with early stopping, where the watched metric was best."""
+        return self.state.watch.best_delta if self.state.watch else self.state.delta
 
 
-def fit(run: Run, checkpoints: Checkpoints, open_writer: Callable[[int], Writer]) -> Fitted:
+Course = Generator[Any, Metrics, Fitted]
+"""Yields the batch of each update; is sent that update's metrics, which may still be on their way."""
+
+
+class Clock:
+    """Wall time per update: from one settled update to the next, with pauses (probes, saves) cut out by `restart`.
+
+    Runs that step together share one, and their common update counts once.
+
+    Attributes:
+      seconds: of each update.
+      updates: how many have been dispatched.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.updates = self._settled = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = time.perf_counter()
+
+    def tick(self, update: int) -> None:
+        """The update that was dispatched as number `update` is done."""
+        now = time.perf_counter()
+        if update > self._settled:
+            self.seconds.append(now - self._last)
+            self._settled = update
+        self._last = now
+
+
+def fit(run: Run, checkpoints: Checkpoints, open_writer: Callable[[int], Writer], clock: Clock | None = None) -> Fitted:
     """Train from the newest checkpoint, or from the start, to the end.
 
     Args:
@@ -85,81 +137,95 @@ def fit(run: Run, checkpoints: Checkpoints, open_writer: Callable[[int], Writer]
       checkpoints: where its states are saved.
       open_writer: `step -> Writer`, called once with the step the run stands at: rows from there on will be written
         again.
+      clock: is told when updates are done.
     """
-    numbers, seed = device_numbers(run.numbers, run.seed)
+    clock = clock or Clock()
+    return alone(lambda seat: course(run, seat, checkpoints, open_writer, clock), run, clock)
+
+
+def alone(begin: Callable[[Seat], Generator[Any, Metrics, Any]], run: Run, clock: Clock) -> Any:
+    """Give every update of a course to the run's own program, and return what the course returns."""
+    numbers, seed = device_numbers(run.numbers, run.seed, run.base)
+    held: list[Any] = [None]
+    steps = begin(Seat(lambda: held[0], lambda state: held.__setitem__(0, state)))
+    metrics = None
     with jax.transfer_guard("disallow"):
-        state = run.program.init(numbers, seed, run.base)
-        restored = checkpoints.restore(state)
-        start = 0 if restored is None else _step(restored)
-        state = state if restored is None else restored
-        fitted = _loop(run, numbers, seed, state, start, checkpoints, open_writer(start))
-    return fitted._replace(resumed_at=None if restored is None else start)
+        while True:
+            try:
+                batch = steps.send(metrics)  # pyright: ignore[reportArgumentType] (the first one is None)
+            except StopIteration as end:
+                return end.value
+            held[0], metrics = run.program.step(numbers, seed, held[0], run.base, batch)
+            clock.updates += 1
 
 
-def _loop(
-    run: Run,
-    numbers: Numbers,
-    seed: jax.Array,
-    state: TrainState,
-    start: int,
-    checkpoints: Checkpoints,
-    writer: Writer,
-) -> Fitted:
-    clock, pending, diverged_at = _Clock(), None, None
+def course(
+    run: Run, seat: Seat, checkpoints: Checkpoints, open_writer: Callable[[int], Writer], clock: Clock
+) -> Course:
+    """Return the course of a run, in the order above; see `fit`."""
+    numbers, seed = device_numbers(run.numbers, run.seed, run.base)
+    fresh = run.program.init(numbers, seed, run.base, run.moments)
+    restored = checkpoints.restore(fresh)
+    seat.put(fresh if restored is None else restored)
+    start = 0 if restored is None else int(jax.device_get(restored.step))
+    del fresh, restored
+    writer = open_writer(start)
+    fitted = yield from _steps(run, seat, start, checkpoints, writer, numbers, clock)
+    writer.flush()
+    return fitted._replace(resumed_at=start or None)
 
-    def settle() -> None:
-        """Write the metrics of the last update; the first that is not finite ends the run."""
-        nonlocal pending, diverged_at
+
+def _steps(
+    run: Run, seat: Seat, start: int, checkpoints: Checkpoints, writer: Writer, numbers: Numbers, clock: Clock
+) -> Course:
+    pending: tuple[int, int, Metrics] | None = None  # the step, the update's number on the clock, its metrics
+    end = run.total_steps if run.until is None else min(run.until, run.total_steps)
+
+    def settle() -> bool:
+        """Write the metrics of the last update, and return whether they are finite: otherwise the run ends there."""
+        nonlocal pending
         if pending is None:
-            return
-        step, metrics = pending[0], {k: float(v) for k, v in jax.device_get(pending[1]).items()}
-        clock.tick()
+            return True
+        step, update, metrics = pending
+        metrics = {k: float(v) for k, v in jax.device_get(dict(metrics)).items()}
+        clock.tick(update)
         writer.write(step, {f"train/{name}": value for name, value in metrics.items()})
-        if diverged_at is None and not all(np.isfinite([metrics["loss"], metrics["grad_norm"]])):
-            diverged_at = step
         pending = None
+        return bool(np.isfinite([metrics["loss"], metrics["grad_norm"]]).all())
 
-    for step in range(start, run.total_steps + 1):
-        last = step == run.total_steps
-        measuring = last or step % run.measure_every == 0
-        saving = last or (step % run.save_every == 0 and step > start)
+    for step in range(start, end + 1):
+        pausing = step == end < run.total_steps
+        measuring = step == end or step % run.measure_every == 0
+        saving = start < step and (pausing or (step < end and step % run.save_every == 0))
         if measuring or saving:
-            settle()
-            if diverged_at is not None:
-                break
+            if not settle():
+                return Fitted(seat.get(), diverged_at=step - 1)
+            measured = run.probe(numbers, run.base, seat.get().delta) if measuring else {}
             if measuring:
-                writer.write(step, run.probe(numbers, run.base, state.delta))
+                writer.write(step, measured)
             if saving:
                 writer.flush()
-                checkpoints.save(state)
+                checkpoints.save(seat.get())
+            # After saving: a resumed run measures this step again, and early stopping must not count it twice.
+            stopped = measuring and _observe(run, seat, measured, numbers)
             clock.restart()
-        if last:
-            break
-        batch = run.batches(step)
-        state, metrics = run.program.step(numbers, seed, state, run.base, batch)
-        settle()
-        if diverged_at is not None:
-            break
-        pending = (step, metrics)
-    writer.flush()
-    return Fitted(state, None, diverged_at, clock.seconds[1:], clock.seconds[0] if clock.seconds else float("nan"))
+            if stopped:
+                return Fitted(seat.get(), stopped_at=step)
+        if step == end:
+            return Fitted(seat.get(), paused_at=step if pausing else None)
+        metrics = yield run.batches(step)
+        if not settle():
+            return Fitted(seat.get(), diverged_at=step - 1)
+        pending = step, clock.updates, metrics
+    raise AssertionError("unreachable: the last step returns")
 
 
-def _step(state: TrainState) -> int:
-    return int(jax.device_get(state.step))
-
-
-class _Clock:
-    """Wall time per update: from tick to tick, with pauses (probes, saves) cut out by `restart`."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.restart()
-
-    def restart(self) -> None:
-        self._last = time.perf_counter()
-
-    def tick(self) -> None:
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
-        self._last = now
+def _observe(run: Run, seat: Seat, measured: dict[str, float], numbers: Numbers) -> bool:
+    """Tell early stopping what was measured; whether that ends the run."""
+    if run.program.observe is None:
+        return False
+    if run.program.watched not in measured:
+        raise KeyError(f"Early stopping watches {run.program.watched!r}; measured are {sorted(measured)}.")
+    value = scalar_put(run.base)(np.float32(measured[run.program.watched]))
+    seat.put(run.program.observe(numbers, seat.get(), value))
+    return bool(jax.device_get(seat.get().watch.stopped))

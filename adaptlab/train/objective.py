@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 
+from adaptlab import tree
 from adaptlab.adapt import Adaptation
+from adaptlab.config import Traced
 from adaptlab.stats import Mean
 
-__all__ = ["Loss", "Objective", "Term", "make_objective"]
+__all__ = ["Loss", "Objective", "Term", "l2_sp", "make_objective"]
 
 Loss = Callable[[Any, Any, jax.Array], Mean]
 """`(params, batch, key) -> Mean`, the summed loss and its weight (the number of targets)."""
@@ -33,3 +35,21 @@ def make_objective(loss: Loss, adaptation: Adaptation, terms: Sequence[Term] = (
         return Mean(total + weight * penalty, weight)
 
     return objective
+
+
+def l2_sp(*, strength: Traced) -> Term:
+    """The penalty strength/2 · ‖w - w_base‖² (L2-SP, arXiv:1802.01483, eq. 2).
+
+    A leaf of delta that stands for a weight of the base is held to that weight, and one of its own (LoRA's A and B)
+    to zero.
+
+    Args:
+      strength: α of the paper.
+    """
+
+    def term(delta: Any, base: Any) -> jax.Array:
+        start = tree.flatten(base)
+        moved = {path: x - start[path] if path in start else x for path, x in tree.flatten(delta).items()}
+        return 0.5 * strength * tree.dot(moved, moved)
+
+    return term

@@ -1,21 +1,33 @@
 """A run as a compiled program of its numbers: runs that differ only in numbers share it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab.adapt import Adaptation
 from adaptlab.flops import count_flops
 from adaptlab.rng import key_for
 from adaptlab.shard import Placement
-from adaptlab.train.objective import Loss, make_objective
+from adaptlab.train.objective import Loss, Term, make_objective
 from adaptlab.train.step import TrainState, init_state, make_step
+from adaptlab.train.stopping import EarlyStopping, Watch
 
-__all__ = ["Compiled", "Numbers", "Program", "compile_program", "device_numbers", "make_program"]
+__all__ = [
+    "Compiled",
+    "Numbers",
+    "Program",
+    "abstract_state",
+    "compile_program",
+    "device_numbers",
+    "make_program",
+    "peak_bytes",
+    "scalar_put",
+]
 
 Numbers = Mapping[str, Any]
 
@@ -24,49 +36,73 @@ class Program(NamedTuple):
     """The jitted functions of a run. `numbers` and `seed` are arguments: changing them never recompiles.
 
     Attributes:
-      init: `(numbers, seed, base) -> TrainState`.
+      init: `(numbers, seed, base, moments) -> TrainState`; `moments` is what `carry` takes over, or None.
       step: `(numbers, seed, state, base, batch) -> (state, metrics)`; donates the state, never the base.
       bind: `(numbers, base, delta) -> params`, not jitted: for use inside a measurement's own program.
+      observe: `(numbers, state, value) -> state`, early stopping's view of a measurement; donates the state.
+      watched: the name of the metric `observe` takes, or None: no early stopping.
     """
 
-    init: Callable[[Numbers, Any, Any], TrainState]
+    init: Callable[..., TrainState]
     step: Callable[[Numbers, Any, TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]]
     bind: Callable[[Numbers, Any, Any], Any]
+    observe: Callable[[Numbers, TrainState, Any], TrainState] | None = None
+    watched: str | None = None
 
 
 def make_program(
-    loss: Loss,
+    loss: Callable[[Numbers], Loss],
     adapt: Callable[[Numbers], Adaptation],
     optim: Callable[[Numbers], optax.GradientTransformation],
     *,
+    terms: Callable[[Numbers], Sequence[Term]] = lambda numbers: (),
+    stopping: tuple[str, Callable[[Numbers], EarlyStopping]] | None = None,
+    carry: Callable[[Numbers, Any, Any], Any] | None = None,
     accumulate: int = 1,
     placement: Placement | None = None,
 ) -> Program:
-    """Compile a way of adapting.
+    """Compile a way of adapting. All factories are called inside the trace, with traced numbers.
 
     Args:
-      loss: see `make_objective`.
-      adapt: `numbers -> Adaptation`; called inside the trace.
-      optim: `numbers -> optimiser`; called inside the trace.
+      loss: `numbers -> loss`, see `make_objective`.
+      adapt: `numbers -> Adaptation`.
+      optim: `numbers -> optimiser`.
+      terms: `numbers -> regularisers`, see `make_objective`.
+      stopping: the metric to watch and `numbers -> early stopping`; None trains to the end.
+      carry: `(numbers, fresh opt_state, moments) -> opt_state`: how a new run takes over an earlier training's state.
       accumulate: microbatches per update.
       placement: where deltas and optimiser states live on a mesh; None leaves it to JAX.
     """
 
-    def init(numbers: Numbers, seed: Any, base: Any) -> TrainState:
+    def init(numbers: Numbers, seed: Any, base: Any, moments: Any = None) -> TrainState:
         adaptation, optimizer = adapt(numbers), optim(numbers)
         state = init_state(adaptation.init(key_for(seed, "init"), base), optimizer)
+        if carry is not None:
+            state = state._replace(opt_state=carry(numbers, state.opt_state, moments))
+        if stopping is not None:
+            state = state._replace(watch=stopping[1](numbers).init(state.delta))
         if placement is None:
             return state
         return jax.lax.with_sharding_constraint(state, _where(state, adaptation, optimizer, placement))
 
     def step(numbers: Numbers, seed: Any, state: TrainState, base: Any, batch: Any) -> Any:
-        one = make_step(make_objective(loss, adapt(numbers)), optim(numbers), accumulate=accumulate)
+        objective = make_objective(loss(numbers), adapt(numbers), terms(numbers))
+        one = make_step(objective, optim(numbers), accumulate=accumulate)
         return one(state, base, batch, key_for(seed, "step", state.step))
 
     def bind(numbers: Numbers, base: Any, delta: Any) -> Any:
         return adapt(numbers).bind(base, delta)
 
-    return Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind)
+    program = Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind)
+    if stopping is None:
+        return program
+    watched, early = stopping
+
+    def observe(numbers: Numbers, state: TrainState, value: Any) -> TrainState:
+        watch = early(numbers).observe(state.watch, value, state.step, state.delta)
+        return state._replace(watch=watch)
+
+    return program._replace(observe=jax.jit(observe, donate_argnums=1), watched=watched)
 
 
 def _where(
@@ -75,15 +111,34 @@ def _where(
     """Where a state rests: the optimiser's moments lie where their parameters lie, scalars are everywhere."""
     everywhere = placement.replicated
     delta = placement.shardings(adaptation.axes(placement.axes), state.delta)
+    watch = state.watch
+    if isinstance(watch, Watch):
+        watch = Watch(everywhere, everywhere, delta, everywhere, everywhere)
     opt_state = optax.tree_map_params(
         optimizer, lambda _, there: there, state.opt_state, delta, transform_non_params=lambda _: everywhere
     )
-    return state._replace(step=everywhere, delta=delta, opt_state=opt_state, diverged_at=everywhere)
+    return TrainState(everywhere, delta, opt_state, everywhere, watch)
 
 
-def device_numbers(numbers: Mapping[str, float], seed: int) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Return a run's numbers (float32) and seed (uint32) as the scalars its program takes."""
-    return {k: jax.device_put(np.float32(v)) for k, v in numbers.items()}, jax.device_put(np.uint32(seed))
+def device_numbers(
+    numbers: Mapping[str, float], seed: int, beside: Any = None
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Return a run's numbers (float32) and seed (uint32) as the scalars its program takes.
+
+    Args:
+      numbers: by name.
+      seed: the run's seed.
+      beside: arrays; if they live on a mesh, the scalars do too, on every device of it.
+    """
+    put = scalar_put(beside)
+    return {k: put(np.float32(v)) for k, v in numbers.items()}, put(np.uint32(seed))
+
+
+def scalar_put(beside: Any) -> Callable[[np.generic], jax.Array]:
+    """Return a function that puts scalars where arrays are: on every device of their mesh, if they have one."""
+    sharding = next((getattr(x, "sharding", None) for x in jax.tree.leaves(beside)), None)
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
+    return lambda x: jax.device_put(x, everywhere)
 
 
 class Compiled(NamedTuple):
@@ -103,23 +158,34 @@ class Compiled(NamedTuple):
     seconds: float
 
 
-def compile_program(program: Program, numbers: Numbers, seed: Any, base: Any, batch: Any) -> Compiled:
+def compile_program(
+    program: Program, numbers: Numbers, seed: Any, base: Any, batch: Any, moments: Any = None
+) -> Compiled:
     """Compile a program's step ahead of time, for arrays like these."""
     start = time.perf_counter()
-    init = program.init.lower(numbers, seed, base).compile()
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(program.init, numbers, seed, base),
-        init.output_shardings,
-    )
-    arguments = (numbers, seed, state, base, batch)
+    init = program.init.lower(numbers, seed, base, moments).compile()
+    arguments = (numbers, seed, abstract_state(program, init, numbers, seed, base, moments), base, batch)
     step = program.step.lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    memory = step.memory_analysis()
-    peak = (
+    flops = count_flops(program.step, *arguments)
+    return Compiled(program._replace(init=init, step=step), flops, peak_bytes(step), seconds)
+
+
+def abstract_state(program: Program, init: Any, numbers: Numbers, seed: Any, base: Any, moments: Any = None) -> Any:
+    """Return a run's state as shapes, each with the sharding that the compiled `init` gives it."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(program.init, numbers, seed, base, moments),
+        init.output_shardings,
+    )
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Return what a compiled function needs at its peak on one device, by the compiler's own account."""
+    memory = compiled.memory_analysis()
+    return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
         - memory.alias_size_in_bytes
     )
-    return Compiled(program._replace(init=init, step=step), count_flops(program.step, *arguments), peak, seconds)

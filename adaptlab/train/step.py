@@ -10,6 +10,7 @@ import optax
 from adaptlab import tree
 from adaptlab.stats import Mean, merge
 from adaptlab.train.objective import Objective
+from adaptlab.train.stopping import Watch
 
 __all__ = ["TrainState", "init_state", "make_step"]
 
@@ -25,12 +26,14 @@ class TrainState(NamedTuple):
       opt_state: the optimiser's state.
       diverged_at: int32, the step whose loss or gradient was not finite, or -1. From then on nothing changes but
         `step`.
+      watch: what early stopping remembers (`adaptlab.train.Watch`); empty without it.
     """
 
     step: jax.Array
     delta: Any
     opt_state: Any
     diverged_at: jax.Array
+    watch: Any = ()
 
 
 def init_state(delta: Any, optimizer: optax.GradientTransformation) -> TrainState:
@@ -82,13 +85,14 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.delta)
         healthy = (state.diverged_at < 0) & jnp.isfinite(mean.sum) & jnp.isfinite(grad_norm)
         diverged_at = jnp.where(healthy | (state.diverged_at >= 0), state.diverged_at, state.step)
+        moving = healthy & ~state.watch.stopped if isinstance(state.watch, Watch) else healthy
         delta, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(healthy, new, old),
+            lambda new, old: jnp.where(moving, new, old),
             (optax.apply_updates(state.delta, updates), opt_state),
             (state.delta, state.opt_state),
         )
         metrics = {"loss": mean.value, "weight": mean.weight, "grad_norm": grad_norm}
-        return TrainState(state.step + 1, delta, opt_state, diverged_at), metrics
+        return TrainState(state.step + 1, delta, opt_state, diverged_at, state.watch), metrics
 
     return step
 

@@ -33,7 +33,7 @@ def delta(case: Case) -> Any:
 @pytest.fixture(scope="module")
 def program(case: Case) -> Program:
     return make_program(
-        case.row.loss,
+        lambda numbers: case.row.loss,
         lambda numbers: case.adaptation(numbers["alpha"]),
         lambda numbers: adamw(numbers["lr"], total_steps=10, weight_decay=0.01),
     )

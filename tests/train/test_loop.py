@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from adaptlab.adapt import lora
 from adaptlab.optim import adamw, linear
-from adaptlab.train import Checkpoints, Program, TrainState, Writer, fit, make_program, open_checkpoints
+from adaptlab.train import Checkpoints, Clock, Program, TrainState, Writer, fit, make_program, open_checkpoints
 from tests.laws.table import MODELS, scattered
 from tests.train import toy
 from tests.train.toy import NOWHERE, Journal, into, run
@@ -68,7 +69,7 @@ def test_the_loop_measures_saves_draws_steps_and_writes_the_step_before():
         *("probe", ("write", 0, ["held_out"]), ("batch", 0), ("step", 0)),
         *(("batch", 1), ("step", 1), ("write", 0, TRAIN)),
         *(("write", 1, TRAIN), "probe", ("write", 2, ["held_out"]), "flush", ("save", 2), ("batch", 2), ("step", 2)),
-        *(("write", 2, TRAIN), "probe", ("write", 3, ["held_out"]), "flush", ("save", 3), "flush"),
+        *(("write", 2, TRAIN), "probe", ("write", 3, ["held_out"]), "flush"),
     ]
 
 
@@ -148,7 +149,7 @@ def test_a_language_model_resumes_bitwise_too(tmp_path: Path):
     row = MODELS["llama_untied_gqa"]
     base = scattered(jax.jit(row.model.init)(jax.random.key(0)), 0)
     program = make_program(
-        row.loss,
+        lambda numbers: row.loss,
         lambda numbers: lora(2, alpha=numbers["alpha"]),
         lambda numbers: adamw(numbers["lr"], total_steps=5, schedule=linear(), clip=1.0),
         accumulate=2,
@@ -168,13 +169,15 @@ def test_a_language_model_resumes_bitwise_too(tmp_path: Path):
     assert wanted[4, "a"] != wanted[0, "a"]
 
 
-def test_a_finished_run_has_nothing_left_to_train(tmp_path: Path):
+def test_a_paused_run_goes_on_to_the_curves_of_one_never_paused(tmp_path: Path):
+    wanted: Journal = {}
+    last = whole(tmp_path / "wanted", wanted, measure_every=3)
     journal: Journal = {}
-    whole(tmp_path, journal)
-    before = dict(journal)
-    again = whole(tmp_path, journal, batches=lambda step: pytest.fail("drew a batch"))
-    assert again.resumed_at == 6
-    assert journal == before
+    for until in (3, 3, 6):
+        fitted = whole(tmp_path / "paused", journal, measure_every=3, until=until)
+        assert fitted.paused_at == (3 if until == 3 else None)
+    assert journal == wanted
+    np.testing.assert_array_equal(fitted.state.delta["w"], last.state.delta["w"])
 
 
 def poisoned(step: int) -> toy.Points:
@@ -213,7 +216,13 @@ def test_seeds_and_numbers_matter_only_through_their_values():
     assert shared.step._cache_size() == 1
 
 
-def test_the_first_update_of_a_process_is_timed_apart():
-    fitted = fit(run(), NOWHERE, into({}))
-    assert len(fitted.step_seconds) == 5
-    assert fitted.first_step_seconds > 0
+def test_every_update_is_timed_once_and_probes_are_not():
+    clock = Clock()
+
+    def slow(*_: Any) -> dict[str, float]:
+        time.sleep(0.2)
+        return {"held_out/loss": 1.0}
+
+    fit(run(probe=slow), NOWHERE, into({}), clock)
+    assert len(clock.seconds) == 6
+    assert max(clock.seconds[1:]) < 0.2

@@ -17,7 +17,7 @@ NUMBERS, SEED = device_numbers({"lr": 0.01}, 0)
 
 def program(placement: Placement | None = None) -> Program:
     return make_program(
-        ROW.loss, lambda _: lora(2), lambda n: adamw(n["lr"], total_steps=4, clip=1.0), placement=placement
+        lambda _: ROW.loss, lambda _: lora(2), lambda n: adamw(n["lr"], total_steps=4, clip=1.0), placement=placement
     )
 
 
@@ -42,7 +42,7 @@ def test_a_compiled_program_takes_one_shape_and_knows_its_cost():
     numbers, seed = device_numbers({"lr": 0.1}, 0)
     plain = toy.program()
     compiled = compile_program(plain, numbers, seed, toy.BASE, toy.points(0))
-    state = compiled.program.init(numbers, seed, toy.BASE)
+    state = compiled.program.init(numbers, seed, toy.BASE, None)
     wanted = plain.step(numbers, seed, plain.init(numbers, seed, toy.BASE), toy.BASE, toy.points(0))
     got = compiled.program.step(numbers, seed, state, toy.BASE, toy.points(0))
     assert tree.digest(got[0]) == tree.digest(wanted[0])

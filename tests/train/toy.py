@@ -35,7 +35,12 @@ def squares(params: Any, batch: Points, key: jax.Array) -> Mean:
 
 
 def program(**options: Any) -> Program:
-    return make_program(squares, lambda numbers: full(), lambda numbers: adamw(numbers["lr"], total_steps=9), **options)
+    return make_program(
+        lambda numbers: squares,
+        lambda numbers: full(),
+        lambda numbers: adamw(numbers["lr"], total_steps=9),
+        **options,
+    )
 
 
 def probe(numbers: Any, base: Any, delta: Any) -> dict[str, float]:
