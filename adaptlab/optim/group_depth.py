@@ -120,9 +120,8 @@ def gradual_unfreezing(every: Traced | None = None, *, layers: Layering | None =
     def start(delta: PyTree, total_steps: int) -> PyTree:
         distance = place(delta).distance
         present = np.unique(np.concatenate([d.ravel() for d in jax.tree.leaves(distance)] or [np.zeros(0)]))
-        share = np.float32(1.0 / max(1, present.size)) if every is None else every
-        ranks = jax.tree.map(lambda d: np.searchsorted(present, d).astype(np.float32), distance)
-        return jax.tree.map(lambda rank: first_update(rank * share, total_steps), ranks)
+        share = 1.0 / max(1, present.size) if every is None else every
+        return jax.tree.map(lambda d: first_update(share, np.searchsorted(present, d) * total_steps), distance)
 
     return everywhere()._replace(start=start)
 

@@ -135,9 +135,12 @@ def combine(parts: Mapping[str, Groups] | Sequence[Groups]) -> Groups:
     )
 
 
-def first_update(fraction: Any, total_steps: int) -> Any:
-    """Return round(fraction · total_steps) in float32: the same, bit by bit, for a known fraction and a traced one."""
-    product = _array(fraction) * np.float32(total_steps)
+def first_update(fraction: Any, updates: Any) -> Any:
+    """Return round(fraction · updates) in float32: the same, bit by bit, for a known fraction and a traced one.
+
+    `updates` is known. One product and no more: the compiler may reassociate two, and a half rounds either way.
+    """
+    product = _array(fraction) * np.asarray(updates, np.float32)
     return jnp.round(product) if isinstance(product, jax.Array) else np.asarray(np.round(product), np.float32)
 
 
