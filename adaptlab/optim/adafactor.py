@@ -1,0 +1,104 @@
+"""Adafactor: the second moment of a matrix as an outer product of its row and column means."""
+
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from adaptlab.config import GIVEN, Traced
+from adaptlab.optim.assemble import assemble
+from adaptlab.optim.groups import Groups, bias_corrected
+from adaptlab.optim.schedules import Schedule
+
+__all__ = ["adafactor"]
+
+
+def adafactor(
+    lr: Traced,
+    *,
+    total_steps: Annotated[int, GIVEN],
+    schedule: Schedule | None = None,
+    decay_rate: Traced = 0.8,
+    threshold: Traced = 1.0,
+    scale_parameters: bool = True,
+    momentum: Traced | None = None,
+    eps: Traced = 1e-30,
+    min_scale: Traced = 1e-3,
+    min_size_to_factor: int = 128,
+    weight_decay: Traced = 0.0,
+    clip: Traced | None = None,
+    groups: Groups | None = None,
+) -> optax.GradientTransformation:
+    """Adafactor (arXiv:1804.04235, alg. 4 and 5).
+
+    The update of a matrix is u = g / √v̂, where v̂ is the outer product of the row and column means of the second
+    moment; it is divided by max(1, rms(u) / threshold) and multiplied by max(min_scale, rms(w)). In a stack of
+    matrices `[L, D, F]` each has its own rms; an array of rank 2 or less is one block, also if it stacks vectors.
+
+    Args:
+      lr: the peak learning rate, relative to the size of the parameters (unless `scale_parameters` is false).
+      total_steps: the number of updates.
+      schedule: the factor of `lr`.
+      decay_rate: the second moment of update t = 1, 2, … decays by 1 - t^(-decay_rate).
+      threshold: the largest rms of an update.
+      scale_parameters: whether updates are multiplied by the rms of their parameters.
+      momentum: decay of an average of the updates; None averages nothing and needs no memory for it.
+      eps: added to the squared gradient, ε₁.
+      min_scale: the least rms of parameters, ε₂: what starts at zero could not move otherwise.
+      min_size_to_factor: an array is factored over its two largest axes if both are at least this long.
+      weight_decay: decoupled, times the scheduled learning rate.
+      clip: the largest global gradient norm; None does not clip.
+      groups: the parameter groups, which must all start at once: the factored moments belong to no one array's shape.
+    """
+    parts = [_factored(decay_rate, eps, min_size_to_factor), _clip_by_block_rms(threshold)]
+    parts += [_scale_by_block_rms(min_scale)] if scale_parameters else []
+    parts += [] if momentum is None else [optax.ema(momentum, debias=False)]
+    core = bias_corrected(optax.chain(*parts), groups, total_steps)
+    return assemble(
+        core, lr, total_steps=total_steps, schedule=schedule, weight_decay=weight_decay, clip=clip, groups=groups
+    )
+
+
+class FactoredState(NamedTuple):
+    """The updates done, and the second moments: of rows, of columns, and of what is not factored."""
+
+    count: jax.Array
+    moments: Any
+
+
+def _factored(decay_rate: Traced, eps: Traced, min_size: int) -> optax.GradientTransformation:
+    inner: Any = optax.scale_by_factored_rms(decay_rate=decay_rate, epsilon=eps, min_dim_size_to_factor=min_size)
+
+    def init(params: Any) -> FactoredState:
+        # Factored moments do not have their parameters' shapes, so what maps over parameters (`optax.tree_map_params`,
+        # which asks for the state of a tree without leaves) must take them for one leaf: on a mesh they lie everywhere.
+        if not jax.tree.leaves(params):
+            return FactoredState(jnp.zeros((), jnp.int32), jnp.zeros(()))
+        count, *moments = inner.init(params)
+        return FactoredState(count, tuple(moments))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, FactoredState]:
+        if not jax.tree.leaves(updates):
+            return updates, state
+        updates, (count, *moments) = inner.update(updates, optax.FactoredState(state.count, *state.moments), params)
+        return updates, FactoredState(count, tuple(moments))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _block_rms(x: jax.Array) -> jax.Array:
+    """The root mean square of each matrix of a stack, or of the whole array, in its rank."""
+    return jnp.sqrt(jnp.mean(x * x, axis=(-2, -1) if x.ndim > 2 else None, keepdims=True))
+
+
+def _clip_by_block_rms(threshold: Traced) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u: u / jnp.maximum(1.0, _block_rms(u) / threshold), updates)
+    )
+
+
+def _scale_by_block_rms(least: Traced) -> optax.GradientTransformation:
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, w: u * jnp.maximum(_block_rms(w), least), updates, params)
+    )
