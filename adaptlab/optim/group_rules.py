@@ -11,7 +11,7 @@ from adaptlab import tree
 from adaptlab.config import Traced
 from adaptlab.optim.groups import Groups
 
-__all__ = ["Group", "by_pattern", "combine", "everywhere", "first_update", "group", "no_decay"]
+__all__ = ["Group", "by_pattern", "combine", "everywhere", "first_update", "group", "is_vector", "no_decay"]
 
 PyTree = Any
 
@@ -97,7 +97,7 @@ def no_decay(select: str | Sequence[str] | None = None) -> Groups:
 
     def decay(delta: PyTree) -> PyTree:
         paths = list(tree.flatten(delta))
-        spared = {p for p in paths if _is_vector(p)}
+        spared = {p for p in paths if is_vector(p)}
         if select is not None:
             spared = {p for p, i in tree.select(paths, select).items() if i is not None}
         return tree.map_with_path(lambda path, _: np.asarray(float(path not in spared), np.float32), delta)
@@ -144,7 +144,8 @@ def first_update(fraction: Any, updates: Any) -> Any:
     return jnp.round(product) if isinstance(product, jax.Array) else np.asarray(np.round(product), np.float32)
 
 
-def _is_vector(path: str) -> bool:
+def is_vector(path: str) -> bool:
+    """Whether a path is, by its name, a bias or the gain of a norm."""
     *parents, name = path.split("/")
     return name in ("bias", "scale") or any("norm" in parent for parent in parents)
 

@@ -106,12 +106,12 @@ def bias_corrected(
     (arXiv:1412.6980, alg. 1) by 1 - β^(t - s + 1), not by 1 - β^(t + 1), which would make the first update of a layer
     that starts late (1 - β₁)/√(1 - β₂) times too large: 3 times at the usual 0.9 and 0.999.
 
-    Every array, and every layer of a stacked array whose layers start apart, runs `core` alone: on its own moments,
-    and on the core's counts less s. Before s its moments are what `core.init` makes of it and its updates are 0. This
-    is exact for every core that treats arrays one by one and whose integers count updates: Adam, its relatives,
-    RMSProp, Lion, momentum (which has no count, and whose trace stays 0 until s). What has neither (a noise's key) is
-    shared by all. One that looks across arrays (a global norm) belongs outside. Where all starts are known to be 0,
-    `core` runs as it is.
+    Every array, and every layer of a stacked array whose layers start apart, runs `core` alone: on its own moments, and
+    on the core's counts less the updates before s. Until s its moments stay what they were (what `core.init` made of
+    it, or what was carried over) and its updates are 0. This is exact for every core that treats arrays one by one and
+    whose integers count updates: Adam, its relatives, RMSProp, Lion, momentum (which has no count, and whose trace
+    stays 0 until s). What belongs to no array and is no count (the key of a noise) is shared by all. A core that looks
+    across arrays (a global norm) belongs outside. Where all starts are known to be 0, `core` runs as it is.
 
     Args:
       core: an Optax transform.
@@ -207,16 +207,15 @@ def _run(
       shared: which of them are nobody's.
     """
     layered = start.size > 1
-    one = jax.eval_shape(core.init, weight[0] if layered else weight)
-    per_layer = _per_layer([x.shape for x in jax.tree.leaves(one)], state, shared, weight.shape, layered)
+    wanted, structure = jax.tree.flatten(jax.eval_shape(core.init, weight[0] if layered else weight))
+    per_layer = _per_layer([x.shape for x in wanted], state, shared, weight.shape, layered)
 
     def alone(s: jax.Array, g: jax.Array, w: jax.Array, leaves: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
         on = count.astype(jnp.float32) >= s
-        fresh, structure = jax.tree.flatten(core.init(w))
-        begun = [_since(x, s) if common else x for x, common in zip(leaves, shared, strict=True)]
+        begun = [_less(x, count, s) if common else x for x, common in zip(leaves, shared, strict=True)]
         u, new = core.update(_only(on, g), jax.tree.unflatten(structure, begun), w)
-        own = [(n, f) for n, f, common in zip(jax.tree.leaves(new), fresh, shared, strict=True) if not common]
-        return _only(on, u), [jnp.where(on, n, f) for n, f in own]
+        own = [(n, x) for n, x, common in zip(jax.tree.leaves(new), leaves, shared, strict=True) if not common]
+        return _only(on, u), [jnp.where(on, n, x) for n, x in own]
 
     if not layered:
         return alone(start.reshape(()), grad, weight, list(state))
@@ -249,8 +248,8 @@ def _per_layer(
     return [layered and not unused for unused in idle]
 
 
-def _since(x: jax.Array, start: jax.Array) -> jax.Array:
-    """A count of updates as it stands for what began at `start`; anything else as it is."""
+def _less(x: jax.Array, count: jax.Array, start: jax.Array) -> jax.Array:
+    """A count of updates less those of this training before `start`; anything else as it is."""
     if x.ndim or not jnp.issubdtype(x.dtype, jnp.signedinteger):
         return x
-    return jnp.maximum(x - jnp.minimum(jnp.ceil(start), 2.0**30).astype(x.dtype), jnp.zeros((), x.dtype))
+    return x - jnp.minimum(count.astype(jnp.float32), jnp.ceil(start)).astype(x.dtype)

@@ -202,6 +202,26 @@ def test_a_late_piece_trains_as_if_training_had_begun_at_its_start(core: str):
             np.testing.assert_allclose(late[piece][start:], fresh[piece], rtol=2e-6, atol=2e-7, err_msg=piece)
 
 
+def test_a_state_that_was_carried_over_waits_for_its_start():
+    """Adam's own count and moments, of an earlier training, go on at s where they stood."""
+    groups, adam = gradual_unfreezing(), optax.scale_by_adam(**ADAM)
+    corrected = bias_corrected(adam, groups, STEPS)
+    with jax.numpy_dtype_promotion("standard"):
+        earlier = adam.init(PARAMS)
+        for grad in GRADS[:4]:
+            _, earlier = adam.update(grad, earlier, PARAMS)
+        state = corrected.init(PARAMS)._replace(inner=earlier)
+        seen, wanted = [], []
+        for grad in GRADS:
+            updates, state = corrected.update(grad, state, PARAMS)
+            seen.append(updates)
+        for grad in GRADS[7:]:
+            updates, earlier = adam.update(grad, earlier, PARAMS)
+            wanted.append(updates)
+    for got, want in zip(seen[7:], wanted, strict=True):
+        np.testing.assert_allclose(got["embed"]["embedding"], want["embed"]["embedding"], rtol=2e-6)
+
+
 def test_what_is_frozen_may_have_any_gradient():
     broken = jax.tree.map(lambda g: g, GRADS[0])
     broken["embed"]["embedding"] = jnp.full((5, 2), jnp.nan)
