@@ -1,5 +1,6 @@
 """Reporting: sinks for measurements, tables, figures, the HTML report and the passport of a study."""
 
+from adaptlab.report.claims import Claim, Verdict, claim, judge
 from adaptlab.report.curves import from_journals, load_curves, save_curves
 from adaptlab.report.passport import passport, surroundings
 from adaptlab.report.progress import progress
@@ -10,9 +11,13 @@ from adaptlab.report.table import print_results
 from adaptlab.report.wandb import wandb_sink
 
 __all__ = [
+    "Claim",
     "Sink",
+    "Verdict",
+    "claim",
     "from_journals",
     "journal",
+    "judge",
     "load_curves",
     "null",
     "passport",

@@ -39,7 +39,26 @@ def captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
             "that gain against the mean upstream change at the same step; the number at a point is its "
             f"learning rate. Filled points are what the other figures show. {_bars(summary)}",
         ),
+        "heat_maps": Caption(
+            "Heat maps",
+            "Gain and forgetting at the end of training, by learning rate and method, averaged over the seeds that did "
+            "not diverge; a cross counts those that did, and stands alone where all did. Colours of the gain are its "
+            "share of the method's best, so each row can be read by itself; those of forgetting (red) are cut off at "
+            "the ends of the bar. Empty: not run.",
+        ),
+        "usable_zones": Caption(
+            "Usable zones",
+            f"Final gain against learning rate. Shaded: the usable zone, where the mean gain is above the dashed line, "
+            f"{_fraction(summary)} of the best, linear in the logarithm of the rate between those tried. A dotted edge "
+            f"is the end of the rates tried, and the zone may go on. Titles: its width, averaged over seeds, a lower "
+            f"bound where it is open for any of them. Crosses: some run diverged and counts as no gain. Each panel has "
+            f"its own scale of gains. {_bars(summary)}",
+        ),
     }
+
+
+def _fraction(summary: Mapping[str, Any]) -> str:
+    return next((f"{zone['fraction']:.0%}" for zone in summary["zones"].values()), "a share")
 
 
 def _spread(summary: Mapping[str, Any], line: str) -> str:

@@ -32,17 +32,19 @@ def render_html(
     title: str = "What adaptation gains, and what it forgets",
     question: str = "",
     settings: Mapping[str, str] | None = None,
+    verdicts: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the report of a forgetting study as one self-contained HTML page.
 
     Args:
       summary: from `summarise`.
-      figures: from `figures.draw`.
+      figures: from `draw.draw`.
       passport: from `passport`.
       config_yaml: the resolved config.
       title: of the page.
       question: what the study asks; by default made from the domains.
       settings: `{name: value}` of what a reader must know to judge the result: base, methods, batch, ….
+      verdicts: on the study's claims, from `claims.verdicts_table`.
     """
     return (
         _environment()
@@ -60,6 +62,8 @@ def render_html(
             title=title,
             question=question or _question(summary),
             settings=settings or {},
+            verdicts=verdicts,
+            judged=words.judged(verdicts) if verdicts else "",
             level=f"{summary['confidence']:.0%}",
             labels=_LABELS,
             metrics=_metrics(summary),
@@ -75,7 +79,12 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": words.number, "spread": words.spread, "plain": words.plain}
+    environment.filters |= {
+        "number": words.number,
+        "spread": words.spread,
+        "plain": words.plain,
+        "effect": words.effect,
+    }
     return environment
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from adaptlab.report import files
+from adaptlab.report.claims import Verdict, verdicts_table
 from adaptlab.report.curves import save_curves
 
 __all__ = ["write_report"]
@@ -20,13 +21,16 @@ def write_report(
     summary: Mapping[str, Any],
     passport: Mapping[str, Any],
     config_yaml: str,
+    verdicts: Mapping[str, Verdict] | None = None,
+    figures: bool = True,
     **page: Any,
 ) -> Path:
-    """Write a study's results and return the path of its report.
+    """Write a study's results and return the path of its report (of `summary.json` if there are no figures).
 
-    Writes `curves.parquet`, `runs.json`, `summary.json`, `passport.json`, `config.yaml`, `figures/*.png`,
-    `figures/*.svg` and `report.html`, each replaced whole or not at all, the report last: if it is there,
-    so is all it speaks of. In JSON, a number that does not exist (nan, infinity) is null.
+    Writes `curves.parquet`, `runs.json`, `passport.json`, `config.yaml`, `verdicts.json` (if claims were judged),
+    `summary.json` (verdicts included), `figures/*.png`, `figures/*.svg` and `report.html`, each replaced whole or
+    not at all, the report last: if it is there, so is all it speaks of. In JSON, a number that does not exist (nan,
+    infinity) is null.
 
     Args:
       study_dir: the study's directory.
@@ -35,20 +39,27 @@ def write_report(
       summary: from `summarise`.
       passport: from `passport`.
       config_yaml: the resolved config.
+      verdicts: on the study's claims, from `judge`.
+      figures: False leaves out the figures and the page, as for a member of a sweep, whose own report has them.
       **page: `title`, `question` and `settings` of the page; see `render_html`.
     """
+    folder = Path(study_dir)
+    judged = verdicts_table(verdicts) if verdicts else None
+    save_curves(folder / "curves.parquet", curves)
+    files.replace(folder / "config.yaml", config_yaml.encode())
+    said = {"verdicts": judged} if judged else {}
+    for name, value in {"runs": runs, "passport": passport, **said, "summary": {**summary, **said}}.items():
+        files.save_json(folder / f"{name}.json", value)
+    if not figures:
+        return folder / "summary.json"
     # matplotlib and jinja2 are slow to import and needed only now.
-    from adaptlab.report.figures import draw, save_figure
+    from adaptlab.report.draw import draw
+    from adaptlab.report.figures import save_figure
     from adaptlab.report.html import render_html
 
-    folder = Path(study_dir)
-    save_curves(folder / "curves.parquet", curves)
-    for name, value in (("runs", runs), ("summary", summary), ("passport", passport)):
-        files.save_json(folder / f"{name}.json", value)
-    files.replace(folder / "config.yaml", config_yaml.encode())
-    figures = draw(curves, summary)
-    for name, figure in figures.items():
+    drawn = draw(curves, summary)
+    for name, figure in drawn.items():
         save_figure(folder / "figures" / name, figure)
-    page_html = render_html(summary, figures, passport, config_yaml, **page)
+    page_html = render_html(summary, drawn, passport, config_yaml, verdicts=judged, **page)
     files.replace(folder / "report.html", page_html.encode())
     return folder / "report.html"

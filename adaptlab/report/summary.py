@@ -13,14 +13,15 @@ import pyarrow as pa
 
 from adaptlab import stats
 from adaptlab.report import curves as cv
-from adaptlab.report.trajectory import Crossing, Trajectory, best, crossing, trajectory
+from adaptlab.report.outcomes import IDENTITY, Outcomes, Runs, best_gain, best_rate, final_gain, outcomes
+from adaptlab.report.trajectory import Crossing, Trajectory, best, crossing
+from adaptlab.report.zone import usable_zone
 
 __all__ = ["FRACTIONS", "summarise"]
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
-_IDENTITY = ("method", "lr", "seed")
+USABLE = 0.9  # of the best gain over all learning rates: what makes a rate usable
 
-Runs = Mapping[str, Mapping[str, Any]]
 Groups = dict[tuple[str, float], list[str]]  # (method, lr) -> its runs by seed
 
 
@@ -50,13 +51,16 @@ def summarise(
     Raises:
       KeyError, ValueError: runs lack an attribute, repeat a seed, or their curves cannot be compared.
     """
-    _check(runs, fractions)
-    paths = {run: trajectory(curves, run, target, upstream) for run in runs}
-    diverged = {run: _diverged(runs[run], paths[run]) for run in runs}
-    groups = _groups(runs)
-    chosen = _choose(groups, paths, diverged)
+    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
+        raise ValueError(f"fractions must be in (0, 1], got {list(fractions)}.")
+    found = outcomes(curves, runs, target, upstream)
+    every = {o.run: o for rates in found.values() for seeds in rates.values() for o in seeds.values()}
+    paths = {run: every[run].path for run in runs}
+    diverged = {run: every[run].diverged for run in runs}
+    groups = {(m, lr): [o.run for o in seeds.values()] for m, rates in found.items() for lr, seeds in rates.items()}
+    chosen = {method: best_rate(rates) for method, rates in found.items()}
     compared = [run for method, lr in chosen.items() for run in groups[method, lr]]
-    limit = min(_best_gain(paths[run]) for run in compared)
+    limit = min(best_gain(paths[run]) for run in compared)
     levels = [fraction * limit for fraction in fractions] if limit > 0 else []
     crossings = {run: [crossing(paths[run], level) for level in levels] for run in runs}
     rows = [
@@ -83,50 +87,10 @@ def summarise(
         "methods": {row["method"]: row for row in rows if row["representative"]},
         "comparisons": _comparisons(runs, groups, chosen, levels, crossings, confidence),
         "groups": rows,
+        "zones": _zones(found, confidence),
         "runs": {run: _run(runs[run], paths[run], levels, crossings[run]) for run in runs},
         "warnings": _warnings(paths, diverged, limit),
     }
-
-
-def _check(runs: Runs, fractions: Sequence[float]) -> None:
-    if not runs:
-        raise ValueError("There are no runs to summarise.")
-    for run, attributes in runs.items():
-        if missing := [name for name in _IDENTITY if name not in attributes]:
-            raise KeyError(f"Run {run!r} has no {missing}; it has {sorted(attributes)}.")
-    if not fractions or not all(0 < fraction <= 1 for fraction in fractions):
-        raise ValueError(f"fractions must be in (0, 1], got {list(fractions)}.")
-
-
-def _diverged(attributes: Mapping[str, Any], path: Trajectory) -> bool:
-    return attributes.get("diverged_at") is not None or not np.isfinite(path.gain_N[-1])
-
-
-def _groups(runs: Runs) -> Groups:
-    methods = list(dict.fromkeys(a["method"] for a in runs.values()))  # in the study's order
-    keys = {(a["method"], a["lr"]) for a in runs.values()}
-    groups = {}
-    for method, lr in sorted(keys, key=lambda key: (methods.index(key[0]), key[1])):
-        names = [run for run, a in runs.items() if (a["method"], a["lr"]) == (method, lr)]
-        names.sort(key=lambda run: runs[run]["seed"])
-        if len({runs[run]["seed"] for run in names}) < len(names):
-            raise ValueError(f"Runs {names} repeat a seed: they are not independent.")
-        groups[method, lr] = names
-    return groups
-
-
-def _best_gain(path: Trajectory) -> float:
-    return float(path.gain_N[best(path.gain_N)])
-
-
-def _choose(groups: Groups, paths: Mapping[str, Trajectory], diverged: Mapping[str, bool]) -> dict[str, float]:
-    """Each method's representative learning rate; of equal ones the smallest."""
-    score = {
-        key: (not any(diverged[run] for run in names), float(np.mean([_best_gain(paths[run]) for run in names])))
-        for key, names in groups.items()
-    }
-    methods = dict.fromkeys(method for method, _ in groups)
-    return {m: max((key for key in groups if key[0] == m), key=lambda key: score[key])[1] for m in methods}
 
 
 def _interval(values: Sequence[float], confidence: float) -> dict[str, Any]:
@@ -189,6 +153,24 @@ def _comparisons(
     return found
 
 
+def _zones(found: Outcomes, confidence: float) -> dict[str, dict[str, Any]]:
+    """The usable learning rates of each method that has several: of the mean final gain, and of each seed's."""
+    zones = {}
+    for method, rates in found.items():
+        seeds = set.intersection(*(set(row) for row in rates.values()))
+        if len(rates) < 2 or not seeds:
+            continue
+        gain_SR = np.array([[final_gain(row[s]) for row in rates.values()] for s in sorted(seeds)])
+        mean, each = usable_zone([*rates], gain_SR.mean(0), USABLE), [usable_zone([*rates], g, USABLE) for g in gain_SR]
+        zones[method] = {
+            "fraction": USABLE,
+            **mean._asdict(),
+            "width": _interval([zone.width for zone in each], confidence),
+            "censored": sum(zone.censored for zone in each),
+        }
+    return zones
+
+
 def _held_out(curves: pa.Table, run: str, domain: str) -> dict[str, np.ndarray]:
     prefix = f"held_out/{domain}/"
     names = [name for name in cv.metrics(curves, run) if name.startswith(prefix)]
@@ -217,7 +199,7 @@ def _extra(attributes: Sequence[Mapping[str, Any]], confidence: float) -> dict[s
     found = {}
     for name in attributes[0]:
         values = [a.get(name) for a in attributes]
-        if name not in (*_IDENTITY, "diverged_at") and all(is_number(x) for x in values):
+        if name not in (*IDENTITY, "diverged_at") and all(is_number(x) for x in values):
             found[name] = stats.interval(np.array(values, np.float64), confidence)._asdict()
     return found
 
@@ -238,7 +220,10 @@ def _run(
 
 
 def _warnings(paths: Mapping[str, Trajectory], diverged: Mapping[str, bool], limit: float) -> list[str]:
-    said = [f"Run {run} diverged: it counts with what it reached before." for run in paths if diverged[run]]
+    lost = [run for run in paths if diverged[run]]
+    said = [f"Run {run} diverged: it counts with what it reached before." for run in lost]
+    if len(lost) > 3:
+        said = [f"{len(lost)} runs diverged and count with what they reached before: {', '.join(lost)}."]
     if limit <= 0:
         said.append("Some method gained nothing at its best learning rate, so methods have no equal gain.")
     first = next(iter(paths))

@@ -5,17 +5,24 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from adaptlab.report.words import extra_names, headline, number, plain, spread
+from adaptlab.report.claims import Verdict, verdicts_table
+from adaptlab.report.words import effect, extra_names, headline, judged, number, plain, spread
 
-__all__ = ["print_results", "results_table"]
+__all__ = ["print_results", "results_table", "verdicts_grid"]
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
-    """Return the table of a study's methods, each at its representative learning rate, one to a column."""
+    """Return the table of a study's methods, each at its representative learning rate.
+
+    Up to four stand in columns, with all that is known of them; more stand in rows, with the main numbers.
+    """
     methods = summary["methods"]
     seeds = sorted({len(row["seeds"]) for row in methods.values()})
     table = Table(title="Gain and forgetting on held-out text", caption=_units(seeds, summary))
+    if len(methods) > 4:
+        return _many(table, summary)
     table.add_column("")
     for name in methods:
         table.add_column(name, justify="right")
@@ -43,12 +50,42 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def print_results(summary: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print the table, what it says in words, and any warnings."""
+def _many(table: Table, summary: Mapping[str, Any]) -> Table:
+    levels = summary["equal_gain"]["levels"]
+    table.add_column("method")
+    for name in ("learning rate", "best target gain", "final upstream change"):
+        table.add_column(name, justify="right")
+    if levels:
+        table.add_column(f"at gain {number(levels[-1])}", justify="right")
+    for name, row in summary["methods"].items():
+        cells = [spread(row["best_gain"]), spread(row["final_change"]["mean"], sign=True)]
+        cells += [spread(row["equal_gain"][-1]["change"]["mean"], sign=True)] if levels else []
+        table.add_row(plain(name), f"{row['lr']:g}", *cells)
+    return table
+
+
+def verdicts_grid(verdicts: Mapping[str, Any]) -> Table:
+    """Return the table of a study's claims, from `claims.verdicts_table`."""
+    table = Table(title="Claims", caption=judged(verdicts), show_lines=True)
+    for name in ("claim", "effect", "verdict", "n"):
+        table.add_column(name, justify="right" if name in ("effect", "n") else "left")
+    styles = {"supported": "green", "contradicted": "red"}
+    for row in verdicts["claims"].values():
+        verdict = Text.assemble((row["verdict"], styles.get(row["verdict"], "yellow")), f": {row['reason']}")
+        table.add_row(Text(row["statement"]), Text(f"{effect(row)}\n{row['unit']}"), verdict, str(row["effect"]["n"]))
+    return table
+
+
+def print_results(
+    summary: Mapping[str, Any], console: Console | None = None, verdicts: Mapping[str, Verdict] | None = None
+) -> None:
+    """Print the table, what it says in words, the verdicts on the study's claims if given, and any warnings."""
     console = Console() if console is None else console
     console.print(results_table(summary))
     for sentence in headline(summary):
         console.print(sentence, highlight=False, markup=False)
+    if verdicts:
+        console.print(verdicts_grid(verdicts_table(verdicts)))
     for warning in summary["warnings"]:
         console.print(f"Warning: {warning}", style="yellow", highlight=False, markup=False)
 

@@ -1,10 +1,10 @@
 """Numbers and results in words: what the HTML report and the console table have in common."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["EXTRA", "count", "extra_names", "headline", "listed", "number", "plain", "spread"]
+__all__ = ["EXTRA", "count", "effect", "extra_names", "headline", "judged", "listed", "number", "plain", "spread"]
 
 _DASH = "\N{EN DASH}"  # stands for a number that does not exist
 _MINUS = "\N{MINUS SIGN}"
@@ -74,6 +74,8 @@ def extra_names(summary: Mapping[str, Any]) -> dict[str, tuple[str, Callable[[fl
 def headline(summary: Mapping[str, Any]) -> list[str]:
     """Say the main result in plain sentences, with the number of seeds and the intervals."""
     methods = summary["methods"]
+    if len(methods) > 4:
+        return _extremes(summary)
     sentences = [
         f"{name} (learning rate {row['lr']:g}) lowered the loss on {plain(summary['target'])} by at most "
         f"{_phrase(row['best_gain'], summary)}."
@@ -92,6 +94,61 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
         if len(methods) <= 3:  # beyond that the pairs fill a table better than a paragraph
             sentences += [_verdict(c, summary) for c in summary["comparisons"] if c["gain"] == levels[-1]]
     return sentences
+
+
+def _extremes(summary: Mapping[str, Any]) -> list[str]:
+    """The largest and smallest result of many methods: all of them fill tables and figures, not sentences."""
+    rows, levels = list(summary["methods"].values()), summary["equal_gain"]["levels"]
+    low, high = _ends(rows, lambda row: row["best_gain"])
+    sentences = [
+        f"Of {len(rows)} methods, each at its best learning rate, {high['method']} ({high['lr']:g}) lowered the loss "
+        f"on {plain(summary['target'])} most, by at most {_phrase(high['best_gain'], summary)}, and {low['method']} "
+        f"({low['lr']:g}) least, by at most {_phrase(low['best_gain'], summary)}."
+    ]
+    if levels:
+        low, high = _ends(rows, lambda row: row["equal_gain"][-1]["change"]["mean"])
+        phrases = [_phrase(row["equal_gain"][-1]["change"]["mean"], summary, sign=True) for row in (low, high)]
+        sentences.append(
+            f"At the same gain of {number(levels[-1])} nats/token, the mean loss on "
+            f"{listed([plain(d) for d in summary['upstream']])} changed least with {low['method']}, by {phrases[0]}, "
+            f"and most with {high['method']}, by {phrases[1]}."
+        )
+    return sentences
+
+
+def _ends(rows: Sequence[Any], quantity: Callable[[Any], Mapping[str, Any]]) -> tuple[Any, Any]:
+    """The rows with the lowest and the highest mean."""
+    ordered = sorted(rows, key=lambda row: quantity(row)["mean"])
+    return ordered[0], ordered[-1]
+
+
+def effect(verdict: Mapping[str, Any], digits: int = 3) -> str:
+    """Return the effect of a verdict with the interval that was judged, open where only a bound is known.
+
+    >>> effect({"bound": "", "effect": {"mean": 0.5, "low": 0.25, "high": 0.75}}, digits=2)
+    '+0.50 [+0.25, +0.75]'
+    >>> effect({"bound": "at least", "effect": {"mean": 0.5, "low": 0.25, "high": None}}, digits=2)
+    '≥ +0.50 [+0.25, ∞)'
+    """
+    mean, low, high = (number(verdict["effect"][key], digits, sign=True) for key in ("mean", "low", "high"))
+    sign = {"at least": "≥ ", "at most": "≤ ", "unknown": "≈ "}.get(verdict["bound"], "")
+    below, above = verdict["bound"] in ("at most", "unknown"), verdict["bound"] in ("at least", "unknown")
+    if (low == _DASH and not below) or (high == _DASH and not above) or mean == _DASH:
+        return f"{sign}{mean}"
+    return f"{sign}{mean} {f'({_MINUS}∞' if below else f'[{low}'}, {'∞)' if above else f'{high}]'}"
+
+
+def judged(verdicts: Mapping[str, Any]) -> str:
+    """Say how many claims were tested, and what their number does to the intervals."""
+    stated, tested = verdicts["stated"], verdicts["tested"]
+    text = f"{stated} claim{'s were' if stated > 1 else ' was'} stated before the runs; {tested} could be tested."
+    if tested < 2:
+        return text
+    chance = 1 - min(row["stated_level"] for row in verdicts["claims"].values())
+    return (
+        f"{text} Their intervals are widened by Holm's step-down method, so that the chance of any wrong decision "
+        f"among the {tested} is at most {chance:.4g}."
+    )
 
 
 def _phrase(interval: Mapping[str, Any], summary: Mapping[str, Any], sign: bool = False) -> str:

@@ -3,13 +3,19 @@ import html.parser
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
+from adaptlab.report.claims import claim, judge
 from adaptlab.report.curves import load_curves
-from adaptlab.report.figures import draw
+from adaptlab.report.draw import draw
+from adaptlab.report.effects import difference
 from adaptlab.report.html import render_html
+from adaptlab.report.quantities import forgetting_at_gain
 from adaptlab.report.study import write_report
+from tests.report.conftest import TARGET, UPSTREAM
 
 PASSPORT = {
     "code": {"commit": "0123abcd", "dirty": False},
@@ -61,7 +67,7 @@ def _parse(page):
 
 def test_the_page_is_well_formed_and_fetches_nothing(page):
     parsed = _parse(page)
-    assert len(parsed.sources) == 4
+    assert len(parsed.sources) == 6
     assert all(source.startswith("data:image/svg+xml;base64,") for source in parsed.sources)
     assert not {"script", "link", "iframe"} & set(parsed.tags)
     assert not re.search(r"url\(|@import", page)
@@ -119,12 +125,66 @@ def test_a_study_leaves_every_file_and_no_rubbish(study, tmp_path):
         *["config.yaml", "curves.parquet", "figures", "passport.json", "report.html"],
         *["runs.json", "summary.json"],
     ]
-    names = ("forgetting_curve", "gain_curve", "learning_rates", "trade_off")
+    names = ("forgetting_curve", "gain_curve", "heat_maps", "learning_rates", "trade_off", "usable_zones")
     assert sorted(os.listdir(tmp_path / "figures")) == [f"{n}.{e}" for n in names for e in ("png", "svg")]
     assert "<h1>A title</h1>" in report.read_text()
     loaded = load_curves(tmp_path / "curves.parquet")  # (tables with nan are not equal to themselves)
     assert loaded["value"].to_numpy().tobytes() == curves["value"].to_numpy().tobytes()
     assert (tmp_path / "config.yaml").read_text() == "seed: 0\n"
+
+
+def _verdicts(curves, runs):
+    quantity, statement = forgetting_at_gain(0.9), "LoRA & co. forget less than <full> at equal gain."
+    options = {"unit": "nats/token", "margin": 0.01, "min_seeds": 3}
+    claims = {
+        "lora": claim(statement, "a source", difference(quantity, "lora", "full", "lower"), **options),
+        "other": claim("Another.", "a source", difference(quantity, "other", "full", "lower"), **options),
+    }
+    return judge(claims, curves, runs, TARGET, UPSTREAM)
+
+
+def test_verdicts_stand_on_the_page_and_in_the_files(study, tmp_path):
+    curves, runs, summary = study
+    verdicts = _verdicts(curves, runs)
+    report = write_report(tmp_path, curves, runs, summary, PASSPORT, "", verdicts=verdicts)
+    text = " ".join("".join(_parse(report.read_text()).text).split())
+    assert "2 claims were stated before the runs; 1 could be tested." in text
+    assert "LoRA & co. forget less than <full> at equal gain." in text
+    assert f"{verdicts['lora'].effect.mean:+.3f} [" in text
+    assert "other was not run; the study has full, lora" in text
+    for name in ("verdicts", "summary"):
+        read = json.loads((tmp_path / f"{name}.json").read_text())
+        claims = (read if name == "verdicts" else read["verdicts"])["claims"]
+        assert claims["lora"]["verdict"] == verdicts["lora"].verdict
+        assert claims["other"]["verdict"] == "inconclusive"
+
+
+def test_a_study_without_claims_has_no_section_of_them(page):
+    assert "<h2" in page
+    assert "Claims" not in page
+
+
+def test_data_alone_is_written_without_matplotlib(study, tmp_path):
+    curves, runs, summary = study
+    path = write_report(tmp_path, curves, runs, summary, PASSPORT, "", figures=False)
+    assert path == tmp_path / "summary.json"
+    assert sorted(os.listdir(tmp_path)) == [
+        *["config.yaml", "curves.parquet", "passport.json", "runs.json", "summary.json"],
+    ]
+    script = f"""
+import json, sys
+from pathlib import Path
+from adaptlab import report
+folder = Path({str(tmp_path)!r})
+runs = json.loads((folder / "runs.json").read_text())
+curves = report.load_curves(folder / "curves.parquet")
+summary = report.summarise(curves, runs, {TARGET!r}, {UPSTREAM!r})
+report.judge({{}}, curves, runs, {TARGET!r}, {UPSTREAM!r})
+report.write_report(folder / "again", curves, runs, summary, {{}}, "", figures=False)
+print([name for name in ("matplotlib", "jinja2") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_json_files_are_strict(study, tmp_path):

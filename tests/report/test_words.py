@@ -4,8 +4,12 @@ import io
 from rich.console import Console
 
 from adaptlab.report import files, words
+from adaptlab.report.claims import claim, judge
+from adaptlab.report.effects import difference
+from adaptlab.report.quantities import forgetting_at_gain
 from adaptlab.report.table import print_results, results_table
 from adaptlab.report.words import headline
+from tests.report.conftest import TARGET, UPSTREAM
 
 
 def test_docstring_examples_hold():
@@ -61,3 +65,49 @@ def test_two_methods_with_intervals_fit_80_columns_unwrapped(make_study):
     *_, summary = make_study()
     rows = [line for line in _printed(summary).splitlines() if line.startswith("│")]
     assert len(rows) == results_table(summary).row_count
+
+
+def test_many_methods_are_told_by_their_extremes_and_stand_in_rows(make_study):
+    *_, summary = make_study(methods=tuple("abcde"), rates=(1e-3,))
+    sentences = headline(summary)
+    assert len(sentences) == 2
+    gains = {name: row["best_gain"]["mean"] for name, row in summary["methods"].items()}
+    assert f"{max(gains, key=gains.get)} (0.001) lowered the loss on german parliament most" in sentences[0]
+    changes = {name: row["equal_gain"][-1]["change"]["mean"]["mean"] for name, row in summary["methods"].items()}
+    assert f"and most with {max(changes, key=changes.get)}, by " in sentences[1]
+    table = results_table(summary)
+    assert table.row_count == 5
+    assert [str(column.header) for column in table.columns][:2] == ["method", "learning rate"]
+
+
+def test_verdicts_are_printed_with_their_effect_and_reason(make_study):
+    curves, runs, summary = make_study()
+    effect = difference(forgetting_at_gain(0.9), "lora", "full", "lower")
+    claims = {"lora": claim("LoRA [b]forgets[/b] less.", "a source", effect, "nats/token", min_seeds=3)}
+    verdicts = judge(claims, curves, runs, TARGET, UPSTREAM)
+    output = io.StringIO()
+    print_results(summary, Console(file=output, width=160), verdicts)
+    text = output.getvalue()
+    assert "LoRA [b]forgets[/b] less." in text
+    assert f"{verdicts['lora'].verdict}: " in text
+    assert f"{verdicts['lora'].effect.mean:+.3f}".replace("-", "\N{MINUS SIGN}") in text
+    assert "1 claim was stated before the runs; 1 could be tested." in text
+
+
+def test_an_effect_that_is_only_a_bound_looks_like_one():
+    def said(bound, mean, low, high):
+        row = {"bound": bound, "effect": {"mean": mean, "low": low, "high": high}}
+        return words.effect(row, digits=1).replace("\N{MINUS SIGN}", "-")
+
+    assert said("at most", -0.5, float("-inf"), -0.2) == "≤ -0.5 (-∞, -0.2]"
+    assert said("unknown", 0.5, None, None) == "≈ +0.5 (-∞, ∞)"
+    assert said("", 0.5, None, None) == "+0.5"
+    assert said("at least", 0.5, None, None) == "≥ +0.5"
+    assert said("", None, None, None) == "\N{EN DASH}"
+
+
+def test_many_tests_are_said_to_widen_the_intervals():
+    rows = {"a": {"stated_level": 0.95}, "b": {"stated_level": 0.9}}
+    text = words.judged({"stated": 3, "tested": 2, "claims": rows})
+    assert "among the 2 is at most 0.1." in text
+    assert "Holm" not in words.judged({"stated": 3, "tested": 1, "claims": rows})
