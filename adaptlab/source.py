@@ -1,4 +1,4 @@
-"""Where outside files come from: a package index, the Hugging Face Hub, this disk, this Python.
+"""Where outside files come from: a package index, the Hugging Face Hub, this disk, this Python, our own commands.
 
 Every factory returns a `Source`, whose `fetch()` gives a verified local file (or folder). What was fetched is
 kept in a cache, `$ADAPTLAB_CACHE` or the user's cache folder, and is used without any network from then on.
@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 
 import platformdirs
 
-__all__ = ["Source", "SourceError", "cache_dir", "hub", "local", "pypi", "sha256_of", "stdlib"]
+__all__ = ["Source", "SourceError", "cache_dir", "hub", "local", "made", "pypi", "sha256_of", "stdlib"]
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +161,27 @@ def local(path: str | os.PathLike[str], sha256: str | None = None, licence: str 
         return _verified(file, sha256, _record_of("local", file), str(file)) if sha256 else file
 
     return Source(file.name, fetch, sha256, licence, {"kind": "local", "path": str(file), "sha256": sha256})
+
+
+def made(member: str, by: str, takes: str, licence: str = "") -> Source:
+    """Return a source that is a file or folder of the cache which a command of this project makes.
+
+    Args:
+      member: its path inside the cache, e.g. `"bases/small/model"`.
+      by: the command; the error names it if there is nothing yet.
+      takes: how long that takes, in words.
+      licence: the licence of the content.
+    """
+    if PurePosixPath(member).is_absolute() or ".." in PurePosixPath(member).parts:
+        raise ValueError(f"member {member!r} is no path inside the cache, such as 'bases/small/model'")
+
+    def fetch() -> Path:
+        path = cache_dir() / member
+        if not path.exists():
+            raise SourceError(f"{path} is not there yet: `{by}` makes it ({takes}).")
+        return path
+
+    return Source(member, fetch, None, licence, {"kind": "made", "member": member, "by": by})
 
 
 def stdlib() -> Source:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from adaptlab import tree
-from adaptlab.config import Traced
+from adaptlab.config import Given, Traced
 
 __all__ = ["carry", "load_moments", "moments", "save_moments"]
 
@@ -19,7 +19,7 @@ _KEY = "adaptlab.moments"
 _KINDS = {optax.ScaleByAdamState: "adam", optax.TraceState: "trace"}
 
 
-def carry(opt_state: Any, saved: Any, *, keep: Traced = 1.0, b1: Traced = 0.9, b2: Traced = 0.999) -> Any:
+def carry(opt_state: Given, saved: Given, *, keep: Traced = 1.0, b1: Given = 0.9, b2: Given = 0.999) -> Any:
     """Put saved moments into a fresh Optax state: all of their weight (`keep=1`), none (`keep=0`), or a part.
 
     Only Adam's moments and its count, and the trace of heavy-ball momentum, are replaced. The counts of schedules
@@ -83,7 +83,7 @@ def carry(opt_state: Any, saved: Any, *, keep: Traced = 1.0, b1: Traced = 0.9, b
         old = saved["adam"]
         count = _count(old["count"], k, b2)
         return optax.ScaleByAdamState(
-            count.astype(state.count.dtype),
+            count,
             scaled(state.mu, old["mu"], _ratio(_weight(b1, count), _weight(old["b1"], old["count"]))),
             scaled(state.nu, old["nu"], _ratio(_weight(b2, count), _weight(old["b2"], old["count"]))),
         )

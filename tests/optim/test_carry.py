@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from adaptlab import config
 from adaptlab.optim import adamw, linear, sgd
 from adaptlab.optim.carry import carry, load_moments, moments, save_moments
 
@@ -118,16 +119,29 @@ def test_keep_may_differ_between_the_runs_of_one_program():
     saved, traces = moments(old, **RATES), []
 
     @jax.jit
-    def init(keep: jax.Array) -> Any:
+    def init(keep: jax.Array, saved: Any) -> Any:
         traces.append(keep)
         return carry(optimizer.init(PARAMS), saved, keep=keep, **RATES)
 
     keeps = jnp.asarray([0.0, 0.4, 1.0])
-    together = jax.vmap(init)(keeps)
-    alone = [init(keep) for keep in keeps]
+    together = jax.vmap(init, in_axes=(0, None))(keeps, saved)
+    alone = [init(keep, saved) for keep in keeps]
     assert len(traces) == 1  # alone, the three are one program
     jax.tree.map(lambda x, *ys: np.testing.assert_allclose(x, jnp.stack(ys), rtol=1e-6), together, *alone)
     assert adam_of(together).count.tolist() == [0, int(adam_of(alone[1]).count), 20]
+
+
+def test_a_config_gives_the_number_and_the_program_the_rest():
+    node = {"_target_": "adaptlab.optim.carry.carry", "keep": 0.5}
+    skeleton, numbers = config.split(config.validate(node))
+    assert numbers == {"keep": 0.5}
+    optimizer = constant_adamw()
+    _, old = train(optimizer, optimizer.init(PARAMS), 0, 7)
+    given = {"opt_state": optimizer.init(PARAMS), "saved": moments(old, **RATES), **RATES}
+    assert_equal(
+        config.instantiate(config.fill(skeleton, {"keep": jnp.float32(0.5)}), **given),
+        carry(given["opt_state"], given["saved"], keep=0.5, **RATES),
+    )
 
 
 def test_a_state_inside_another_transform_is_found():

@@ -1,0 +1,72 @@
+"""Bases that are trained here: where they lie, and the optimiser's state they come with."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adaptlab import config, source
+from adaptlab.study.app import app
+
+if TYPE_CHECKING:
+    from adaptlab.shard import Placement
+
+__all__ = ["base_app", "is_finished", "open_moments"]
+
+_DONE = "report.html"
+
+
+def base_app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
+    """Return `app(name, schema)` for a study whose folder is a base, found by any other study.
+
+    `${base_folder:<base>}` in its config is the key `out`, or `bases/<base>` in the cache. So the same command
+    continues what was interrupted, wherever it is given.
+    """
+
+    def resolve(node: Mapping[str, Any], base: str) -> str:
+        return str(Path(node["out"]).expanduser().absolute() if node["out"] else source.cache_dir() / "bases" / base)
+
+    config.register_resolver("base_folder", resolve)
+    return app(name, schema)
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a study has left its report there, which is the last it writes."""
+    return (folder / _DONE).exists()
+
+
+def open_moments(
+    base: Mapping[str, Any], fingerprint: str | None = None, placement: "Placement | None" = None
+) -> dict[str, Any]:
+    """Load the optimiser's state that a base was trained with: what `adaptlab.optim.carry` takes over.
+
+    Args:
+      base: the config of the base, see `Base`.
+      fingerprint: of the base's weights, to be sure that the state belongs to them.
+      placement: where it shall lie, each moment as its weight; None leaves it on the host.
+
+    Raises:
+      ConfigError: the base has none.
+    """
+    if base.get("optimizer") is None:
+        raise config.ConfigError(
+            "base.optimizer=None: nothing is known of the optimiser this base was trained with, so there is no state "
+            "to carry over. Choose base=small (`python -m experiments.pretrain` makes it), give a file that "
+            "adaptlab.optim.save_moments wrote (+base.optimizer={_target_: adaptlab.source.local, path: FILE}), or "
+            "start the optimiser afresh."
+        )
+    from adaptlab.optim.carry import load_moments
+
+    moments = load_moments(config.instantiate(base["optimizer"]).fetch(), base=fingerprint)
+    return moments if placement is None else _placed(moments, placement)
+
+
+def _placed(moments: dict[str, Any], placement: "Placement") -> dict[str, Any]:
+    import jax
+
+    def put(x: Any) -> Any:
+        """A moment has the tree of the weights; counts and betas are scalars."""
+        if isinstance(x, Mapping):
+            return jax.device_put(x, placement.shardings(placement.axes, x))
+        return jax.device_put(x, placement.replicated)
+
+    return {kind: {name: put(x) for name, x in state.items()} for kind, state in moments.items()}
