@@ -34,6 +34,7 @@ class Study:
       training: how long, on how much at a time.
       held_out: what is measured.
       mesh: the devices.
+      replication: how runs that differ only in numbers are run together.
       resume: continue the newest unfinished study with this very config.
       wandb: the W&B mirror.
     """
@@ -46,35 +47,31 @@ class Study:
     training: dict[str, Any]
     held_out: dict[str, Any]
     mesh: dict[str, Any]
+    replication: dict[str, Any]
     resume: bool
     wandb: "al.study.Wandb"
 
+    def members(self) -> list[Any]:
+        """The runs: every method at each of its learning rates with every seed."""
+        return al.study.members(self.methods, self.seeds)
+
 
 @al.study.app("forgetting", Study)
-def main(study: Study, folder: Path) -> None:
+def main(study: Study, folder: Path) -> float:
     """Adapt the base by every method, learning rate and seed; measure; compare; report."""
     # The base, placed once on its devices, and the text: what to learn, and what to measure.
-    training, held_out, mesh = map(al.config.instantiate, (study.training, study.held_out, study.mesh))
-    lab = al.study.open_lab(study.base, study.target, study.upstream, training, held_out, mesh)
+    lab = al.study.open_lab(study)
 
     # The runs. Each one trains, and measures every held-out domain every few steps.
-    members = al.study.members(study.methods, study.seeds)
-    results = al.study.run_members(lab, members, folder, study.wandb)
+    replication = al.config.instantiate(study.replication)
+    results = al.study.run_members(lab, study.members(), folder, study.wandb, replication)
 
     # Gain, forgetting, and forgetting at equal gain, with intervals over seeds.
     target, *upstream = lab.held_out
     curves = al.report.from_journals({name: folder / "runs" / name / "journal.jsonl" for name in results})
     summary = al.report.summarise(curves, results, target=target, upstream=upstream)
-    report = al.report.write_report(
-        folder,
-        curves=curves,
-        runs=results,
-        summary=summary,
-        passport=al.study.passport(lab, study, results, folder),
-        config_yaml=(folder / "config.yaml").read_text(),
-    )
-    al.report.print_results(summary)
-    print(f"Report: {report}")
+    al.study.publish(folder, lab, study, curves, results, summary)
+    return al.study.value(results)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from adaptlab.adapt.adaptation import Adaptation, materialize
 from adaptlab.adapt.files import load_delta, save_delta
 from adaptlab.adapt.lora import fan_in_uniform, lora, zeros
-from adaptlab.adapt.simple import frozen, full, partition
+from adaptlab.adapt.simple import frozen, full, partition, scratch
 
 __all__ = [
     "Adaptation",
@@ -15,5 +15,6 @@ __all__ = [
     "materialize",
     "partition",
     "save_delta",
+    "scratch",
     "zeros",
 ]

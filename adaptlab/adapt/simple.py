@@ -1,15 +1,16 @@
 """The neutral elements and the ways to combine: everything trains, nothing trains, each part its own way."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
 from adaptlab import tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
+from adaptlab.config import GIVEN
 
-__all__ = ["frozen", "full", "partition"]
+__all__ = ["frozen", "full", "partition", "scratch"]
 
 
 def full() -> Adaptation:
@@ -30,6 +31,21 @@ def frozen() -> Adaptation:
         init=lambda key, base: {},
         bind=lambda base, delta: base,
         axes=lambda base_axes: {},
+    )
+
+
+def scratch(*, fresh: Annotated[Callable[[Any], Any], GIVEN]) -> Adaptation:
+    """Training from scratch: the base's architecture from random weights, what fine-tuning is compared with.
+
+    The one adaptation that does not start as the base.
+
+    Args:
+      fresh: `key -> params`, the model's own initialisation.
+    """
+    return Adaptation(
+        init=lambda key, base: fresh(key),
+        bind=lambda base, delta: delta,
+        axes=lambda base_axes: base_axes,
     )
 
 

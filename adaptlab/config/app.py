@@ -4,7 +4,8 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ def _stop(error: Exception) -> typing.NoReturn:
     sys.exit(f"{type(error).__name__}: {error}\n(HYDRA_FULL_ERROR=1 shows the traceback.)")
 
 
-def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
+def main(
+    name: str, schema: Callable[..., Any], together: Callable[..., AbstractContextManager[Any]] | None = None
+) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
     """Return a decorator that makes `f(config, run_dir)` a Hydra app over `conf/<name>.yaml`.
 
     The config is checked against the schema and completed before `f` sees it, as plain containers.
@@ -90,7 +93,12 @@ def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path
     Args:
       name: the primary config.
       schema: a dataclass (or any callable): its fields are the config's top-level keys.
+      together: `([(config, run_dir, label)], sweep_dir, options) -> context manager`, which does the common work of the
+        jobs of a multirun; `hydra/launcher=vmap` enters it before it runs them.
     """
+
+    def checked(config: Any) -> Node:
+        return validate(_plain(config), schema=schema)
 
     def decorate(f: Callable[[Any, Path], Any]) -> Callable[[], Any]:
         def app() -> Any:
@@ -98,17 +106,19 @@ def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path
 
             composed = False
 
-            @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)
-            def task(config: Any) -> Any:
+            def job(config: Any) -> Any:
                 from hydra.core.hydra_config import HydraConfig
 
                 nonlocal composed
                 composed = True
                 try:
-                    node = validate(_plain(config), schema=schema)
-                    return f(node, Path(HydraConfig.get().runtime.output_dir))
+                    return f(checked(config), Path(HydraConfig.get().runtime.output_dir))
                 except (ValueError, OSError) as error:
                     _stop(error)
+
+            if together is not None:
+                job.together = _jobs_together(together, checked)
+            task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)
 
             try:
                 return task()
@@ -122,6 +132,29 @@ def main(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path
         return app
 
     return decorate
+
+
+def _jobs_together(
+    together: Callable[..., AbstractContextManager[Any]], checked: Callable[[Any], Node]
+) -> Callable[..., Any]:
+    """Return `together` for a launcher: it takes Hydra's configs, and leaves with what a user can mend."""
+
+    @contextmanager
+    def run(jobs: Iterable[tuple[Any, Path, str]], sweep_dir: Path, options: Node) -> Iterator[Any]:
+        with ExitStack() as stack:
+            nodes = []
+            for number, (config, folder, label) in enumerate(jobs):
+                try:
+                    nodes.append((checked(config), folder, label))
+                except ConfigError as error:
+                    _stop(ConfigError(f"Job {number} ({label}): {error}"))
+            try:
+                outcome = stack.enter_context(together(nodes, sweep_dir, options))
+            except (ValueError, OSError) as error:
+                _stop(error)
+            yield outcome
+
+    return run
 
 
 def _override_hints(name: str, argv: list[str]) -> list[str]:

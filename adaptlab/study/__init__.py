@@ -6,11 +6,14 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "app": ["app"],
+        "bases": ["base_app", "is_finished", "open_moments"],
+        "pretraining": ["open_pretraining", "pretrain", "pretraining_passport"],
         "folder": ["StudyError", "identity", "locked", "open_folder", "starts"],
+        "halving": ["Halving", "successive_halving"],
         "lab": ["Lab", "open_base", "open_lab"],
-        "provenance": ["passport"],
         "members": ["Member", "members", "method_program"],
-        "run": ["run_member", "run_members"],
-        "settings": ["Base", "HeldOut", "Method", "Training", "Wandb"],
+        "provenance": ["passport", "publish"],
+        "run": ["run_members", "value"],
+        "settings": ["Base", "HeldOut", "Method", "Replication", "Training", "Wandb"],
     },
 )

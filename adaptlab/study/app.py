@@ -1,7 +1,8 @@
 """A study as a command: Hydra in front, a locked folder behind."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +23,37 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
 
     Args:
       name: the primary config.
-      schema: the dataclass that `f` gets: its fields are the config's top-level keys.
+      schema: the dataclass that `f` gets: its fields are the config's top-level keys. For `hydra/launcher=vmap` it
+        has `members()`, see `adaptlab.study.sweep`.
+
+    What `f` returns is the job's value to a sweeper that optimises, such as Optuna's: smaller is better.
     """
     folders.register_resolver(schema)
 
     def decorate(f: Callable[[Any, Path], Any]) -> Callable[[], Any]:
-        @config.main(name, schema)
+        @contextmanager
+        def together(jobs: Any, folder: Path, options: Any) -> Iterator[Any]:
+            from adaptlab.study import sweep  # heavy: not for --help
+
+            runtime.configure()
+            with sweep.together(schema, [sweep.Job(*job) for job in jobs], folder, options) as failed:
+                yield failed
+
+        @config.main(name, schema, together)
         def task(node: dict[str, Any], folder: Path) -> Any:
             from adaptlab import report  # heavy: not for --help
 
             runtime.configure()
             with folders.locked(folder):
+                if (done := folders.outcome(folder, node)) is not None:
+                    log.info("%s has finished before", folder)
+                    return done["value"]
                 for change in folders.open_folder(folder, node, report.surroundings()):
                     log.warning("Resumed, but what the numbers depend on has changed: %s", change)
                 (folder / "config.yaml").write_text(config.to_yaml(node))
-                return f(schema(**node), folder)
+                value = f(schema(**node), folder)
+                folders.close_folder(folder, value)
+                return value
 
         return task
 

@@ -11,9 +11,20 @@ from typing import Any
 
 from adaptlab import config
 
-__all__ = ["StudyError", "changes", "identity", "locked", "open_folder", "register_resolver", "starts", "write_json"]
+__all__ = [
+    "StudyError",
+    "changes",
+    "close_folder",
+    "identity",
+    "locked",
+    "open_folder",
+    "outcome",
+    "register_resolver",
+    "starts",
+    "write_json",
+]
 
-_IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "report.html"
+_IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "done.json"
 # What does not change any number: a study may be resumed with other values of these.
 _INCIDENTAL = ("wandb", "resume")
 
@@ -73,6 +84,19 @@ def open_folder(folder: Path, study: Mapping[str, Any], surroundings: Mapping[st
         raise StudyError(f"{folder} already holds this study and resume=false; choose another hydra.run.dir.")
     write_json(folder / _STARTS, [*starts(folder), {"time": _now(), "surroundings": surroundings}])
     return changes(folder)
+
+
+def close_folder(folder: Path, value: Any) -> None:
+    """Mark a study as finished, with the value it returned."""
+    write_json(folder / _DONE, {"time": _now(), "value": value})
+
+
+def outcome(folder: Path, study: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return `{"time", "value"}` of a folder in which this very study has finished, else None."""
+    if not (folder / _DONE).exists() or study.get("resume") is False:
+        return None
+    same = json.loads((folder / _IDENTITY).read_text()) == json.loads(json.dumps(identity(study)))
+    return json.loads((folder / _DONE).read_text()) if same else None
 
 
 def starts(folder: Path) -> list[dict[str, Any]]:

@@ -1,16 +1,18 @@
 """What all members of a study share: the base on its devices, the text, and the probe over it."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from adaptlab import config, data, measure, models, shard
-from adaptlab.study.settings import HeldOut, Training
+from adaptlab.study.settings import Training
 
-__all__ = ["Lab", "open_base", "open_lab"]
+__all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "sharing"]
 
 log = logging.getLogger(__name__)
 
@@ -22,33 +24,40 @@ class Lab(NamedTuple):
       pretrained: the base model.
       params: its weights, on their devices.
       placement: the mesh and its rules.
-      loss: the training loss.
       measurement: what is measured on held-out text.
       held_out: `{domain: batches}`, on their devices.
       train: the target's packed training rows.
       training: the settings.
       total_steps: the number of updates.
       provenance: what the passport says of base and corpora.
+      base: the config of the base, see `Base`.
+      figures: whether studies in it draw figures; the jobs of a sweep leave that to the sweep.
     """
 
     pretrained: models.Pretrained
     params: Any
     placement: shard.Placement
-    loss: Any
     measurement: measure.Measurement
     held_out: dict[str, list[data.Batch]]
     train: data.Batch
     training: Training
     total_steps: int
     provenance: dict[str, Any]
+    base: Mapping[str, Any]
+    figures: bool = True
+
+    @property
+    def target(self) -> str:
+        """The domain adapted to: the first of those measured."""
+        return next(iter(self.held_out))
 
     def batches(self, seed: int) -> Callable[[int], data.Batch]:
-        """Return `step -> batch` of a member's training text, on its devices."""
+        """Return `step -> batch` of a member's training text, on the host."""
         share = (jax.process_index(), jax.process_count())
-        stream = data.make_stream(self.train, self.training.batch_size, seed, "train", *share)
-        return lambda step: self._put(stream(step))
+        return data.make_stream(self.train, self.training.batch_size, seed, "train", *share)
 
-    def _put(self, batch: data.Batch) -> data.Batch:
+    def put(self, batch: data.Batch) -> data.Batch:
+        """Put a batch on its devices."""
         return jax.device_put(batch, self.placement.batch)
 
 
@@ -60,24 +69,40 @@ def open_base(base: Mapping[str, Any], mesh: jax.sharding.Mesh) -> tuple[models.
     return pretrained, placement, shard.place(params, placement.shardings(placement.axes, params))
 
 
-def open_lab(
-    base: Mapping[str, Any],
-    target: Mapping[str, Any],
-    upstream: Mapping[str, Mapping[str, Any]],
-    training: Training,
-    held_out: HeldOut,
-    mesh: jax.sharding.Mesh,
-) -> Lab:
-    """Load the base and the text of a study.
+_SHARED: ContextVar[Mapping[str, Lab]] = ContextVar("labs", default={})  # noqa: B039 (never changed)
+_SETTINGS = ("base", "target", "upstream", "training", "held_out", "mesh")
+
+
+def lab_settings(study: Any) -> dict[str, Any]:
+    """Return what of a study's config its lab is made of."""
+    return {name: getattr(study, name) for name in _SETTINGS}
+
+
+def open_lab(study: Any) -> Lab:
+    """Load the base and the text of a study; the jobs of a sweep that have them in common share them.
 
     Args:
-      base: the config of the base, see `Base`.
-      target: the config of the corpus to adapt to.
-      upstream: the configs of the corpora not to forget, by name.
-      training: see `Training`.
-      held_out: see `HeldOut`.
-      mesh: the devices.
+      study: has `base` (see `Base`), `target` (the config of the corpus to adapt to), `upstream` (those of the corpora
+        not to forget, by name), `training` (see `Training`), `held_out` (see `HeldOut`) and `mesh` (the devices).
     """
+    settings = lab_settings(study)
+    return _SHARED.get().get(config.config_hash(settings)) or load_lab(settings)
+
+
+@contextmanager
+def sharing(labs: Iterable[tuple[Mapping[str, Any], Lab]]) -> Iterator[None]:
+    """Inside, `open_lab` returns these labs for their settings instead of loading them again."""
+    token = _SHARED.set({config.config_hash(settings): lab for settings, lab in labs})
+    try:
+        yield
+    finally:
+        _SHARED.reset(token)
+
+
+def load_lab(settings: Mapping[str, Any]) -> Lab:
+    """Load a lab from its part of a study's config."""
+    base, target, upstream = settings["base"], settings["target"], settings["upstream"]
+    training, held_out, mesh = (config.instantiate(settings[name]) for name in ("training", "held_out", "mesh"))
     pretrained, placement, params = open_base(base, mesh)
     tokenizer = config.instantiate(base["tokenizer"])
     if training.length > pretrained.context:
@@ -105,7 +130,6 @@ def open_lab(
         pretrained=pretrained,
         params=params,
         placement=placement,
-        loss=models.language_modelling(pretrained.model),
         measurement=measure.held_out_text(pretrained.model, tokenizer.token_bytes_V),
         held_out={},
         train=goal.train,
@@ -117,10 +141,11 @@ def open_lab(
             "base": {"name": pretrained.name, "sha256": pretrained.fingerprint},
             "corpora": {name: d.provenance for name, d in {goal.name: goal, **kept}.items()},
         },
+        base=base,
     )
     for name, one in {goal.name: goal, **kept}.items():
         batches = data.fixed_batches(one.held_out, held_out.batch_size)
-        lab.held_out[name] = [lab._put(batch) for batch in batches]
+        lab.held_out[name] = [lab.put(batch) for batch in batches]
         counted = int(sum(np.sum(batch.weights) for batch in batches))
         log.info("%s: %d held-out tokens measured, %d rows to train on", name, counted, len(one.train.tokens))
     return lab

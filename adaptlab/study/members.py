@@ -1,12 +1,17 @@
 """The members of a study: which runs it consists of, and their programs."""
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from adaptlab import config
-from adaptlab.train import Loss, Program, make_program
+from adaptlab import config, models
+from adaptlab.shard import Placement
+from adaptlab.train import Program, make_program
 
-__all__ = ["Member", "members", "method_program"]
+__all__ = ["PARTS", "Member", "members", "method_program"]
+
+PARTS = ("adapt", "optim", "loss", "terms", "stopping", "watch", "carry")
+"""What of a method its program is made of; see `Method`."""
 
 
 class Member(NamedTuple):
@@ -16,7 +21,7 @@ class Member(NamedTuple):
       method: the name of its method.
       lr: its peak learning rate.
       seed: its seed.
-      skeleton: the method's config without its numbers.
+      skeleton: the method's config without its numbers: members of equal skeletons share a program.
       numbers: the numbers, with `optim.lr` among them.
     """
 
@@ -36,36 +41,65 @@ class Member(NamedTuple):
         """The config of the adaptation, numbers included."""
         return config.fill(self.skeleton, self.numbers)["adapt"]
 
+    @property
+    def program(self) -> str:
+        """What members that share a program have in common, as text."""
+        return json.dumps(self.skeleton, sort_keys=True)
+
 
 def members(methods: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Member]:
     """Return the runs of methods × learning rates × seeds, those that share a program in a row."""
-    found = []
+    found, seeds = [], list(seeds)
     for name, method in methods.items():
-        skeleton, numbers = config.split({"adapt": method["adapt"], "optim": method["optim"]})
-        rates = method["learning_rates"] or [numbers["optim.lr"]]
+        skeleton, numbers = config.split({part: method.get(part) for part in PARTS})
+        rates = method.get("learning_rates") or [numbers["optim.lr"]]
         for lr in rates:
             found += [Member(name, float(lr), seed, skeleton, numbers | {"optim.lr": float(lr)}) for seed in seeds]
     if len({member.name for member in found}) < len(found):
-        raise config.ConfigError(f"Seeds {list(seeds)} or learning rates repeat: every run needs a name of its own.")
+        raise config.ConfigError(f"Seeds {seeds} or learning rates repeat: every run needs a name of its own.")
     return found
 
 
-def method_program(member: Member, loss: Loss, total_steps: int, **options: Any) -> Program:
+def method_program(
+    member: Member,
+    model: models.Model,
+    total_steps: int,
+    *,
+    target: str,
+    accumulate: int = 1,
+    placement: Placement | None = None,
+) -> Program:
     """Return the program that a member shares with all members of the same skeleton.
 
     Args:
       member: any of them.
-      loss: see `make_objective`.
+      model: the base's.
       total_steps: the number of updates, which schedules stretch over.
-      **options: passed to `make_program`.
+      target: the domain adapted to, whose held-out loss early stopping watches unless told otherwise.
+      accumulate: microbatches per update.
+      placement: where the model lives.
     """
+    skeleton = member.skeleton
 
     def build(part: str, numbers: Mapping[str, Any], **given: Any) -> Any:
-        return config.instantiate(config.fill(member.skeleton[part], numbers, part), **given)
+        return config.instantiate(config.fill(skeleton[part], numbers, part), **given)
+
+    def loss(numbers: Mapping[str, Any]) -> Any:
+        return build("loss", numbers, model=model) if skeleton["loss"] else models.language_modelling(model)
+
+    def stopping(numbers: Mapping[str, Any]) -> Any:
+        return build("stopping", numbers)
+
+    def carry(numbers: Mapping[str, Any], opt_state: Any, moments: Any) -> Any:
+        return build("carry", numbers, opt_state=opt_state, saved=moments)
 
     return make_program(
         loss,
-        lambda numbers: build("adapt", numbers),
+        lambda numbers: build("adapt", numbers, fresh=model.init),
         lambda numbers: build("optim", numbers, total_steps=total_steps),
-        **options,
+        terms=lambda numbers: list(build("terms", numbers).values()) if skeleton["terms"] else (),
+        stopping=(skeleton["watch"] or f"held_out/{target}/loss", stopping) if skeleton["stopping"] else None,
+        carry=carry if skeleton["carry"] else None,
+        accumulate=accumulate,
+        placement=placement,
     )

@@ -1,4 +1,4 @@
-"""Where a study's numbers come from."""
+"""What a finished study leaves: its files, and where their numbers come from."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from adaptlab import config, report
 from adaptlab.study import folder as folders
 from adaptlab.study.lab import Lab
 
-__all__ = ["passport"]
+__all__ = ["passport", "publish"]
 
 
 def passport(lab: Lab, study: Any, results: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def passport(lab: Lab, study: Any, results: Mapping[str, Mapping[str, Any]], fol
     """
     started, *resumed = (start["time"] for start in folders.starts(folder))
     return report.passport(
-        seeds=study.seeds,
+        seeds=sorted({result["seed"] for result in results.values()}),
         base=lab.provenance["base"],
         corpora=lab.provenance["corpora"],
         config_hash=config.config_hash(folders.identity(vars(study))),
@@ -33,3 +33,41 @@ def passport(lab: Lab, study: Any, results: Mapping[str, Mapping[str, Any]], fol
         resumed=resumed,
         changes=folders.changes(folder),
     )
+
+
+def publish(
+    folder: Path,
+    lab: Lab,
+    study: Any,
+    curves: Any,
+    results: Mapping[str, Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    verdicts: Mapping[str, report.Verdict] | None = None,
+    **page: Any,
+) -> None:
+    """Write a study's results, and show them: the job of a sweep is silent, and leaves figures to the sweep.
+
+    Args:
+      folder: the study's.
+      lab: what its members shared.
+      study: the study's dataclass.
+      curves: of all members, see `adaptlab.report.from_journals`.
+      results: of its members, by name.
+      summary: see `adaptlab.report.summarise`.
+      verdicts: on the study's claims.
+      **page: see `adaptlab.report.write_report`.
+    """
+    path = report.write_report(
+        folder,
+        curves=curves,
+        runs=results,
+        summary=summary,
+        passport=passport(lab, study, results, folder),
+        config_yaml=(folder / "config.yaml").read_text(),
+        verdicts=verdicts,
+        figures=lab.figures,
+        **page,
+    )
+    if lab.figures:
+        report.print_results(summary, verdicts=verdicts)
+        print(f"Report: {path}")

@@ -1,170 +1,273 @@
-"""One member, from its folder to its result: resumable at any moment, finished once."""
+"""The members of a study, from their folders to their results: resumable at any moment, finished once."""
 
 import functools
 import json
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from adaptlab import adapt, report, tree
-from adaptlab.measure import make_probe
-from adaptlab.study.folder import write_json
+from adaptlab.study.folder import StudyError, write_json
+from adaptlab.study.halving import Halving, journal_value
 from adaptlab.study.lab import Lab
-from adaptlab.study.members import Member, method_program
-from adaptlab.train import Compiled, Fitted, Run, Writer, compile_program, device_numbers, fit, open_checkpoints
+from adaptlab.study.members import Member
+from adaptlab.study.programs import Shared, plan, share
+from adaptlab.study.settings import Replication
+from adaptlab.train import Clock, Fitted, Run, Seat, Work, Writer, alone, course, fit_replicas, open_checkpoints
 
-__all__ = ["run_member", "run_members"]
+__all__ = ["Task", "run_members", "run_tasks", "value"]
 
 log = logging.getLogger(__name__)
 
 _RESULT = "result.json"
 
 
-def run_members(
-    lab: Lab, members: Iterable[Member], folder: Path, wandb: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Run the members of a study in turn and return `{name: result}`. Finished ones are not run again.
+class Task(NamedTuple):
+    """A member and its place.
 
-    Members that differ only in numbers share a compiled program and a probe.
+    Attributes:
+      member: the run.
+      home: its own folder.
+      name: what it is called in W&B and on the terminal.
+      group: what ties it to the others in W&B.
+      wandb: the settings of the W&B mirror, see `Wandb`.
+    """
+
+    member: Member
+    home: Path
+    name: str
+    group: str
+    wandb: Mapping[str, Any]
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What it came to, if it has finished."""
+        path = self.home / _RESULT
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def run_members(
+    lab: Lab,
+    members: Iterable[Member],
+    folder: Path,
+    wandb: Mapping[str, Any],
+    replication: Replication = Replication(),  # noqa: B008 (a constant)
+) -> dict[str, dict[str, Any]]:
+    """Run the members of a study and return `{name: result}`. Finished ones are not run again.
 
     Args:
       lab: what they share.
-      members: the runs, those of one program in a row.
+      members: the runs.
       folder: the study's; each member has `runs/<name>` in it.
       wandb: the settings of the W&B mirror, see `Wandb`.
+      replication: how members that differ only in numbers are run together.
     """
-    results, shared, skeleton = {}, None, None
-    for member in members:
-        home = folder / "runs" / member.name
-        if (home / _RESULT).exists():
-            log.info("%s has finished before", member.name)
-            results[member.name] = json.loads((home / _RESULT).read_text())
-            continue
-        if shared is None or member.skeleton != skeleton:
-            shared, skeleton = None, member.skeleton  # let go of the old program first
-            shared = _share(lab, member)
-        results[member.name] = run_member(
-            lab, member, *shared, home, functools.partial(_mirrors, lab, member, folder, wandb)
-        )
-    return results
+    tasks = [Task(m, folder / "runs" / m.name, f"{folder.name}/{m.name}", folder.name, wandb) for m in members]
+    run_tasks(lab, tasks, folder, replication)
+    return {task.member.name: task.result for task in tasks if task.result}
 
 
-def _mirrors(lab: Lab, member: Member, folder: Path, wandb: Mapping[str, Any]) -> report.Sink:
-    """What a member's curves go to besides its journal: the terminal and W&B."""
-    target = next(iter(lab.held_out))
-    name = f"{folder.name}/{member.name}"
-    config = {"method": member.method, "lr": member.lr, "seed": member.seed, "skeleton": member.skeleton}
-    return report.tee(
-        report.progress(member.name, lab.total_steps, target),
-        report.wandb_sink(
-            wandb["project"],
-            name=name,
-            group=folder.name,
-            config=config | {"numbers": member.numbers},
-            dir=folder / "runs" / member.name,
-            mode=wandb["mode"],
-            tags=wandb["tags"],
-        ),
-    )
-
-
-def _share(lab: Lab, member: Member) -> tuple[Compiled, Any]:
-    program = method_program(
-        member, lab.loss, lab.total_steps, accumulate=lab.training.accumulate, placement=lab.placement
-    )
-    numbers, seed = device_numbers(member.numbers, member.seed)
-    compiled = compile_program(program, numbers, seed, lab.params, lab.batches(member.seed)(0))
-    log.info("%s: compiled in %.1f s", member.method, compiled.seconds)
-    probe = make_probe(lab.measurement, lab.held_out, program.bind)
-
-    def held_out(*args: Any) -> dict[str, float]:
-        return {f"held_out/{name}": value for name, value in probe(*args).items()}
-
-    return compiled, held_out
-
-
-def run_member(
-    lab: Lab,
-    member: Member,
-    compiled: Compiled,
-    probe: Callable[..., dict[str, float]],
-    folder: Path,
-    mirrors: Callable[[], report.Sink],
-) -> dict[str, Any]:
-    """Train one member, from its newest checkpoint if there is one, and return its result.
-
-    Leaves in `folder`: `journal.jsonl` (its curves), `delta.safetensors` (what it trained) and `result.json`; its
-    checkpoints are removed once the result is on disk.
+def run_tasks(
+    lab: Lab, tasks: Sequence[Task], folder: Path, replication: Replication, halving: Halving | None = None
+) -> None:
+    """Run what has not finished, each group of equal skeletons as one program.
 
     Args:
-      lab: what it shares with the others.
-      member: what it is.
-      compiled: its program.
-      probe: `(numbers, base, delta) -> metrics`.
-      folder: its own.
-      mirrors: `() -> Sink`, opens what else the curves go to.
+      lab: what they share.
+      tasks: the runs.
+      folder: where it is kept how they are run together, so that a resumed study runs them in the same way.
+      replication: see `Replication`.
+      halving: ends the worse runs early, see `Halving`.
+
+    Raises:
+      StudyError: runs failed, after all others were given their chance; names them and their errors.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    training = lab.training
+    for task in tasks:
+        if task.result:
+            log.info("%s has finished before", task.name)
+    plan([task.member for task in tasks if not task.result])
+    programs: dict[str, Shared] = {}
+    running = list(tasks)
+    for until in halving.rungs(lab.total_steps, lab.training.measure_every) if halving else ():
+        assert halving is not None
+        metric = halving.metric or f"held_out/{lab.target}/loss"
+        # A run whose value at the rung is in its journal has been there: it waits in its checkpoint.
+        due = [t for t in running if journal_value(t.home, until, metric) is None]
+        _run_due(lab, due, folder, replication, programs, until)
+        values = {i: journal_value(t.home, until, metric) for i, t in enumerate(running)}
+        kept = halving.survivors(values)
+        log.info("step %d: %d of %d runs go on", until, len(kept), len(running))
+        _run_due(lab, [t for i, t in enumerate(running) if i not in kept], folder, replication, programs, until, True)
+        running = [t for i, t in enumerate(running) if i in kept]
+    _run_due(lab, running, folder, replication, programs, None)
+
+
+def _run_due(
+    lab: Lab,
+    tasks: Sequence[Task],
+    folder: Path,
+    replication: Replication,
+    programs: dict[str, Shared],
+    until: int | None,
+    final: bool = False,
+) -> None:
+    """Run unfinished tasks to a step: there they pause, or end if that is `final`."""
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        if not task.result:
+            groups.setdefault(task.member.program, []).append(task)
+    failures: dict[str, Exception] = {}
+    for skeleton, group in groups.items():
+        if skeleton not in programs:
+            programs[skeleton] = share(lab, [task.member for task in group], folder, replication)
+        for task, outcome in _run_group(lab, group, programs[skeleton], until, final):
+            if isinstance(outcome, Exception):
+                log.error("%s failed: %s", task.name, outcome, exc_info=outcome)
+                failures[task.name] = outcome
+    if failures:
+        listed = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items())
+        raise StudyError(
+            f"{len(failures)} of {len(tasks)} runs failed; the same command tries them again:\n{listed}"
+        ) from next(iter(failures.values()))
+
+
+def _run_group(
+    lab: Lab, tasks: Sequence[Task], shared: Shared, until: int | None, final: bool
+) -> Iterable[tuple[Task, Any]]:
+    """Run tasks of one program and return their outcomes."""
+    quiet = shared.replicas is not None
+
+    def begin(task: Task, seat: Seat, clock: Clock) -> Generator[Any, Any, Any]:
+        place = lab.batches(task.member.seed)
+        batches = place if quiet else lambda step: lab.put(place(step))
+        return _attend(lab, task, shared, batches, seat, clock, until, final)
+
+    if shared.replicas is None:
+        return [
+            (t, alone(functools.partial(begin, t), shared.program, lab.params, t.member.numbers, t.member.seed))
+            for t in tasks
+        ]
+    works = [Work(t.member.numbers, t.member.seed, functools.partial(begin, t)) for t in tasks]
+    outcomes = fit_replicas(shared.replicas, lab.params, works)
+    return [(task, outcomes[i]) for i, task in enumerate(tasks)]
+
+
+def _attend(
+    lab: Lab,
+    task: Task,
+    shared: Shared,
+    batches: Callable[[int], Any],
+    seat: Seat,
+    clock: Clock,
+    until: int | None,
+    final: bool,
+) -> Generator[Any, Any, dict[str, Any] | None]:
+    """Take one member through its course, from its newest checkpoint if there is one, and return its result.
+
+    Leaves in its folder: `journal.jsonl` (its curves), `delta.safetensors` (what it trained) and `result.json`; its
+    checkpoints are removed once the result is on disk. A member that pauses keeps them, and has no result yet.
+    """
+    task.home.mkdir(parents=True, exist_ok=True)
+    training, member = lab.training, task.member
     run = Run(
-        program=compiled.program,
+        program=shared.program,
         numbers=member.numbers,
         seed=member.seed,
         base=lab.params,
-        batches=lab.batches(member.seed),
-        probe=probe,
+        batches=batches,
+        probe=shared.probe,
         total_steps=lab.total_steps,
         measure_every=training.measure_every,
         save_every=training.save_every,
+        until=until,
+        moments=shared.moments,
     )
-    checkpoints = open_checkpoints(folder / "checkpoints", keep=training.keep)
+    checkpoints = open_checkpoints(task.home / "checkpoints", keep=training.keep)
     sinks: list[report.Sink] = []
 
     def open_writer(step: int) -> Writer:
-        journal = folder / "journal.jsonl"
+        journal = task.home / "journal.jsonl"
         report.truncate_journal(journal, step)
-        sinks.append(report.tee(report.journal(journal), mirrors()))
+        sinks.append(report.tee(report.journal(journal), *_mirrors(lab, task, shared)))
         return Writer(sinks[0].write, sinks[0].flush)
 
     try:
-        fitted = fit(run, checkpoints, open_writer)
+        fitted = yield from course(run, seat, checkpoints, open_writer, clock)
     finally:
         checkpoints.close()
         for sink in sinks:
             sink.close()
-    result = _result(lab, member, compiled, fitted, folder)
-    write_json(folder / _RESULT, result)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if fitted.paused_at is not None and not final:
+        return None
+    result = _result(lab, task, shared, fitted, clock)
+    write_json(task.home / _RESULT, result)
+    shutil.rmtree(task.home / "checkpoints", ignore_errors=True)
     return result
 
 
-def _result(lab: Lab, member: Member, compiled: Compiled, fitted: Fitted, folder: Path) -> dict[str, Any]:
+def _mirrors(lab: Lab, task: Task, shared: Shared) -> list[report.Sink]:
+    """What a member's curves go to besides its journal: the terminal and W&B."""
+    member, wandb = task.member, task.wandb
+    settings = {"method": member.method, "lr": member.lr, "seed": member.seed, "skeleton": member.skeleton}
+    return [
+        report.progress(task.name, lab.total_steps, lab.target, last_only=shared.replicas is not None),
+        report.wandb_sink(
+            wandb["project"],
+            name=task.name,
+            group=task.group,
+            config=settings | {"numbers": member.numbers},
+            dir=task.home,
+            mode=wandb["mode"],
+            tags=wandb["tags"],
+        ),
+    ]
+
+
+def _result(lab: Lab, task: Task, shared: Shared, fitted: Fitted, clock: Clock) -> dict[str, Any]:
+    member, tokens = task.member, lab.training.batch_size * lab.training.length
     digest = adapt.save_delta(
-        folder / "delta.safetensors",
-        jax.device_get(fitted.state.delta),
+        task.home / "delta.safetensors",
+        jax.device_get(fitted.delta),
         adapt=member.adapt,
         base=lab.pretrained.fingerprint,
     )
-    tokens = lab.training.batch_size * lab.training.length
+    speed = shared.slots * tokens / float(np.median(clock.seconds[1:])) if clock.seconds[1:] else None
     return {
         "method": member.method,
         "lr": member.lr,
         "seed": member.seed,
         "numbers": member.numbers,
         "steps": lab.total_steps,
-        "trainable_parameters": tree.count(fitted.state.delta),
-        "flops": compiled.flops * lab.total_steps,
-        "flops_per_token": compiled.flops / tokens,
-        "tokens_per_second": tokens / float(np.median(fitted.step_seconds)) if fitted.step_seconds else None,
-        "peak_memory_bytes": compiled.memory_bytes,
-        "compile_seconds": compiled.seconds,
-        "first_step_seconds": fitted.first_step_seconds,
+        "trainable_parameters": tree.count(fitted.delta),
+        "flops": shared.flops * int(fitted.state.step),
+        "flops_per_token": shared.flops / tokens,
+        "tokens_per_second": speed,
+        "peak_memory_bytes": shared.memory_bytes,
+        "compile_seconds": shared.seconds,
+        "first_step_seconds": clock.seconds[0] if clock.seconds else None,
+        "slots": shared.slots,
+        "how": shared.how,
         "resumed_at": fitted.resumed_at,
+        "target_loss": None if fitted.diverged_at is not None else _last(task.home, f"held_out/{lab.target}/loss"),
         "diverged_at": fitted.diverged_at,
+        "stopped_at": fitted.stopped_at,
+        "pruned_at": fitted.paused_at,
         "delta_digest": digest,
     }
+
+
+def _last(home: Path, metric: str) -> float | None:
+    values = [row.metrics[metric] for row in report.read_journal(home / "journal.jsonl") if metric in row.metrics]
+    return values[-1] if values else None
+
+
+def value(results: Mapping[str, Mapping[str, Any]]) -> float:
+    """Return what a sweeper should make small: the mean of all runs' last target loss; infinite if one diverged."""
+    losses = [result["target_loss"] for result in results.values()]
+    return math.inf if None in losses else float(np.mean(losses))

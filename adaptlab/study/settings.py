@@ -1,11 +1,11 @@
 """What a study's config may say: the schemas of its sections."""
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from adaptlab.train import Duration
 
-__all__ = ["Base", "HeldOut", "Method", "Training", "Wandb"]
+__all__ = ["Base", "HeldOut", "Method", "Replication", "Training", "Wandb"]
 
 Call = dict[str, Any]
 """A config node with `_target_`: a factory and its arguments."""
@@ -19,11 +19,14 @@ class Base:
       model: gives its functions and weights, see `adaptlab.models.pretrained`.
       tokenizer: gives its tokenizer, see `adaptlab.data.load_tokenizer`.
       weights: the source both read.
+      optimizer: the source of the optimiser's state it was trained with, see `adaptlab.study.open_moments`; null if
+        that is not known.
     """
 
     model: Call
     tokenizer: Call
     weights: Call
+    optimizer: Call | None = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,37 @@ class Method:
       adapt: the adaptation's factory.
       optim: the optimiser's factory.
       learning_rates: runs one member per rate, in place of `optim.lr`; null runs `optim.lr` alone.
+      loss: the training loss's factory; null is `adaptlab.models.language_modelling` as it is.
+      terms: regularisers by name, e.g. `adaptlab.train.l2_sp`.
+      stopping: early stopping, see `adaptlab.train.early_stopping`; null trains to the end.
+      watch: the metric early stopping watches; null is the target's held-out loss.
+      carry: how the optimiser's state of the base's own training is taken over, see `adaptlab.optim.carry`; null
+        starts with a fresh one.
     """
 
     adapt: Call
     optim: Call
     learning_rates: list[float] | None = None
+    loss: Call | None = None
+    terms: dict[str, Call] | None = None
+    stopping: Call | None = None
+    watch: str | None = None
+    carry: Call | None = None
+
+
+class Replication(NamedTuple):
+    """How runs that differ only in numbers are run together.
+
+    Attributes:
+      how: "auto" measures whether to batch them ("vmap") or to take them in turn inside one program ("map"); "alone"
+        runs one after the other.
+      slots: runs at a time; None takes as many as fit into memory.
+      memory_gib: memory to fit in, per device; None asks the device.
+    """
+
+    how: Literal["auto", "vmap", "map", "alone"] = "auto"
+    slots: int | None = None
+    memory_gib: float | None = None
 
 
 class Training(NamedTuple):

@@ -16,7 +16,7 @@ whether it steps alone (`fit`) or with others (`adaptlab.train.replicas`).
 """
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ from adaptlab.train.checkpoint import Checkpoints
 from adaptlab.train.program import Numbers, Program, device_numbers, scalar_put
 from adaptlab.train.step import TrainState
 
-__all__ = ["Clock", "Course", "Fitted", "Run", "Seat", "Writer", "course", "fit"]
+__all__ = ["Clock", "Course", "Fitted", "Run", "Seat", "Writer", "alone", "course", "fit"]
 
 Metrics = dict[str, Any]
 
@@ -139,15 +139,28 @@ def fit(run: Run, checkpoints: Checkpoints, open_writer: Callable[[int], Writer]
         again.
       clock: is told when updates are done.
     """
-    clock = clock or Clock()
-    return alone(lambda seat: course(run, seat, checkpoints, open_writer, clock), run, clock)
+    return alone(
+        lambda seat, clock: course(run, seat, checkpoints, open_writer, clock),
+        run.program,
+        run.base,
+        run.numbers,
+        run.seed,
+        clock,
+    )
 
 
-def alone(begin: Callable[[Seat], Generator[Any, Metrics, Any]], run: Run, clock: Clock) -> Any:
-    """Give every update of a course to the run's own program, and return what the course returns."""
-    numbers, seed = device_numbers(run.numbers, run.seed, run.base)
+def alone(
+    begin: Callable[[Seat, Clock], Generator[Any, Metrics, Any]],
+    program: Program,
+    base: Any,
+    numbers: Mapping[str, float],
+    seed: int,
+    clock: Clock | None = None,
+) -> Any:
+    """Give every update of a course to a program of its own, and return what the course returns."""
     held: list[Any] = [None]
-    steps = begin(Seat(lambda: held[0], lambda state: held.__setitem__(0, state)))
+    clock, scalars = clock or Clock(), device_numbers(numbers, seed, base)
+    steps = begin(Seat(lambda: held[0], lambda state: held.__setitem__(0, state)), clock)
     metrics = None
     with jax.transfer_guard("disallow"):
         while True:
@@ -155,7 +168,7 @@ def alone(begin: Callable[[Seat], Generator[Any, Metrics, Any]], run: Run, clock
                 batch = steps.send(metrics)  # pyright: ignore[reportArgumentType] (the first one is None)
             except StopIteration as end:
                 return end.value
-            held[0], metrics = run.program.step(numbers, seed, held[0], run.base, batch)
+            held[0], metrics = program.step(*scalars, held[0], base, batch)
             clock.updates += 1
 
 

@@ -111,13 +111,13 @@ def _where(
     """Where a state rests: the optimiser's moments lie where their parameters lie, scalars are everywhere."""
     everywhere = placement.replicated
     delta = placement.shardings(adaptation.axes(placement.axes), state.delta)
-    watch = state.watch
-    if isinstance(watch, Watch):
-        watch = Watch(everywhere, everywhere, delta, everywhere, everywhere)
+    watch: Any = ()
+    if isinstance(state.watch, Watch):
+        watch = jax.tree.map(lambda _: everywhere, state.watch._replace(best_delta=()))._replace(best_delta=delta)
     opt_state = optax.tree_map_params(
         optimizer, lambda _, there: there, state.opt_state, delta, transform_non_params=lambda _: everywhere
     )
-    return TrainState(everywhere, delta, opt_state, everywhere, watch)
+    return state._replace(step=everywhere, delta=delta, opt_state=opt_state, diverged_at=everywhere, watch=watch)
 
 
 def device_numbers(

@@ -12,6 +12,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -158,7 +159,7 @@ def _stepper(program: Program, how: How, placement: Placement) -> Callable[..., 
     def slots(numbers: Numbers, seeds: Any, states: Any, active: Any, base: Any, batch: Any) -> Any:
         if how == "vmap":
             return jax.vmap(one, in_axes=(0, 0, 0, 0, None, 0))(numbers, seeds, states, active, base, batch)
-        return jax.lax.map(lambda x: one(*x[:4], base, x[4]), (numbers, seeds, states, active, batch))
+        return jax.lax.map(lambda x: one(x[0], x[1], x[2], x[3], base, x[4]), (numbers, seeds, states, active, batch))
 
     if placement.mesh.shape["replica"] == 1:
         return slots
@@ -238,7 +239,8 @@ def fit_replicas(
         if index in results:
             del taken[slot]
 
-    with jax.transfer_guard("disallow"):
+    with jax.transfer_guard("disallow"), ExitStack() as stack:
+        stack.callback(lambda: [steps.close() for _, steps in taken.values()])
         while True:
             for slot in range(replicas.slots):
                 while slot not in taken and waiting:

@@ -1,0 +1,233 @@
+"""Which members share a program, how many run in it at a time, and how: said before anything starts."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from adaptlab import tree
+from adaptlab.measure import make_probe
+from adaptlab.study.bases import open_moments
+from adaptlab.study.folder import write_json
+from adaptlab.study.lab import Lab
+from adaptlab.study.members import Member, method_program
+from adaptlab.study.settings import Replication
+from adaptlab.train import How, Program, Replicas, compile_program, compile_replicas, device_numbers
+
+__all__ = ["Shared", "plan", "share"]
+
+log = logging.getLogger(__name__)
+
+_CHOICES = "programs.json"
+_TRIAL_SLOTS, _TRIAL_STEPS = 4, 2
+_GIB = 2.0**30
+_ROOM = 0.8  # of the memory that is free, what a program may take
+
+
+class Shared(NamedTuple):
+    """A program, compiled, and what its members have in common.
+
+    Attributes:
+      program: the functions of one run; its step is compiled if it runs alone.
+      replicas: the slots it runs in, or None: its members run one after the other.
+      probe: `(numbers, base, delta) -> metrics`.
+      moments: what it takes over of the base's own training, or None.
+      flops: of one run's step.
+      memory_bytes: what a step needs at its peak on one device, all slots together.
+      seconds: how long compiling took.
+    """
+
+    program: Program
+    replicas: Replicas | None
+    probe: Callable[..., dict[str, float]]
+    moments: Any
+    flops: int
+    memory_bytes: int
+    seconds: float
+
+    @property
+    def slots(self) -> int:
+        """How many runs step at a time."""
+        return self.replicas.slots if self.replicas else 1
+
+    @property
+    def how(self) -> str:
+        """How they do."""
+        return self.replicas.how if self.replicas else "alone"
+
+
+def plan(members: Sequence[Member]) -> None:
+    """Log how many runs are how many programs, and which keys split them."""
+    if not members:
+        return
+    skeletons = {member.program: member.skeleton for member in members}
+    text = f"{len(members)} runs are {len(skeletons)} program{'s' if len(skeletons) > 1 else ''}"
+    log.info("%s%s", text, _split_by(list(skeletons.values())))
+    for skeleton in skeletons:
+        group = [member for member in members if member.program == skeleton]
+        vary = sorted(k for k in group[0].numbers if len({m.numbers[k] for m in group}) > 1)
+        vary += ["seed"] if len({m.seed for m in group}) > 1 else []
+        methods = ", ".join(dict.fromkeys(m.method for m in group))
+        log.info("  %s: %d runs%s", methods, len(group), f" that differ in {', '.join(vary)}" if vary else "")
+
+
+def _split_by(skeletons: list[Mapping[str, Any]]) -> str:
+    flat = [tree.flatten(skeleton, lambda x: not isinstance(x, Mapping)) for skeleton in skeletons]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    split = [key.replace("/", ".") for key in keys if len({json.dumps(one.get(key)) for one in flat}) > 1]
+    return f", split by {', '.join(split)}" if split else ""
+
+
+def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replication) -> Shared:
+    """Compile what members of one skeleton share.
+
+    How they run together is kept in `folder/programs.json`: a study that is resumed repeats its decision, so that its
+    bits stay the same however many members are left.
+
+    Args:
+      lab: the study's.
+      members: those that have not finished.
+      folder: where the decision is kept.
+      replication: see `Replication`.
+    """
+    program = method_program(
+        members[0],
+        lab.pretrained.model,
+        lab.total_steps,
+        target=lab.target,
+        accumulate=lab.training.accumulate,
+        placement=lab.placement,
+    )
+    moments = (
+        open_moments(lab.base, lab.pretrained.fingerprint, lab.placement) if members[0].skeleton["carry"] else None
+    )
+    probe = make_probe(lab.measurement, lab.held_out, program.bind)
+
+    def held_out(*args: Any) -> dict[str, float]:
+        return {f"held_out/{name}": value for name, value in probe(*args).items()}
+
+    bench = _Bench(lab, program, members[0], moments)
+    slots, how = _decide(bench, len(members), folder, replication)
+    if how == "alone":
+        numbers, seed = device_numbers(members[0].numbers, members[0].seed, lab.params)
+        compiled = compile_program(program, numbers, seed, lab.params, lab.put(bench.batch), moments)
+        log.info("%s: compiled in %.1f s", members[0].method, compiled.seconds)
+        return Shared(
+            compiled.program, None, held_out, moments, compiled.flops, compiled.memory_bytes, compiled.seconds
+        )
+    replicas = bench.replicas(slots, how)
+    log.info(
+        "%s: %d at a time by %s, %.2f GiB, compiled in %.1f s",
+        *(members[0].method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
+    )
+    return Shared(program, replicas, held_out, moments, bench.flops(), replicas.memory_bytes, replicas.seconds)
+
+
+class _Bench:
+    """Compiles and times slots of a program."""
+
+    def __init__(self, lab: Lab, program: Program, member: Member, moments: Any) -> None:
+        self.lab, self.program, self.member, self.moments = lab, program, member, moments
+        self.batch = lab.batches(member.seed)(0)
+        self.replica = lab.placement.mesh.shape["replica"]
+        self._compiled: dict[tuple[int, How], Replicas] = {}
+
+    def replicas(self, slots: int, how: How) -> Replicas:
+        if (slots, how) not in self._compiled:
+            self._compiled[slots, how] = compile_replicas(
+                self.program,
+                self.member.numbers,
+                self.lab.params,
+                self.batch,
+                slots,
+                how,
+                placement=self.lab.placement,
+                moments=self.moments,
+            )
+        return self._compiled[slots, how]
+
+    def flops(self) -> int:
+        from adaptlab.flops import count_flops
+
+        scalars = device_numbers(self.member.numbers, 0, self.lab.params)
+        state = jax.eval_shape(self.program.init, *scalars, self.lab.params, self.moments)
+        return count_flops(self.program.step, *scalars, state, self.lab.params, self.batch)
+
+    def seconds(self, replicas: Replicas) -> float:
+        """The time of one run's update among others, the fastest of a few."""
+        n, scalars = replicas.slots, device_numbers(self.member.numbers, self.member.seed, self.lab.params)
+        state, states = self.program.init(*scalars, self.lab.params, self.moments), replicas.empty()
+        for slot in range(n):
+            states = replicas.put(states, np.int32(slot), state)
+        many = jax.tree.map(lambda x: np.stack([np.asarray(x)] * n), (*scalars, np.bool_(True), self.batch))
+        numbers, seeds, active, batches = replicas.spread(many)
+        times = []
+        for _ in range(_TRIAL_STEPS + 1):
+            begun = time.perf_counter()
+            states, metrics = replicas.step(numbers, seeds, states, active, self.lab.params, batches)
+            jax.block_until_ready((states, metrics))
+            times.append(time.perf_counter() - begun)
+        return min(times[1:]) / n
+
+
+def _decide(bench: _Bench, count: int, folder: Path, replication: Replication) -> tuple[int, Any]:
+    """Return how many slots, and how they are run: from the folder if it was decided before."""
+    path = folder / _CHOICES
+    known = json.loads(path.read_text()) if path.exists() else {}
+    key = hashlib.sha256(bench.member.program.encode()).hexdigest()[:16]
+    if key in known:
+        return known[key]["slots"], known[key]["how"]
+    if count == 1 or replication.how == "alone":
+        slots, how = 1, "alone"
+    else:
+        how = _how(bench, count) if replication.how == "auto" else replication.how
+        slots = _fit(bench, replication.slots or count, how, replication)
+    write_json(path, known | {key: {"slots": slots, "how": how, "method": bench.member.method}})
+    return slots, how
+
+
+def _how(bench: _Bench, count: int) -> How:
+    """Measure which is faster, batching or taking turns."""
+    slots = _rounded(min(count, _TRIAL_SLOTS * bench.replica), bench.replica)
+    seconds = {how: bench.seconds(bench.replicas(slots, how)) for how in ("vmap", "map")}
+    faster: How = "vmap" if seconds["vmap"] <= seconds["map"] else "map"
+    log.info(
+        "%s: an update among %d takes %.3f s batched (vmap) and %.3f s in turn (map): %s",
+        *(bench.member.method, slots, seconds["vmap"], seconds["map"], faster),
+    )
+    return faster
+
+
+def _fit(bench: _Bench, wanted: int, how: How, replication: Replication) -> int:
+    """Return how many slots fit into memory, by the compiler's own account of a few."""
+    wanted = _rounded(wanted, bench.replica)
+    limit = replication.memory_gib * _GIB if replication.memory_gib else _ROOM * _free_bytes()
+    few = min(wanted, _TRIAL_SLOTS * bench.replica)
+    base = max(tree.nbytes(bench.lab.params), 1)
+    each = max(1.0, (bench.replicas(few, how).memory_bytes - base) / (few / bench.replica))
+    most = int((limit - base) / each) * bench.replica
+    if most < bench.replica:
+        raise ValueError(
+            f"{bench.member.method}: one run needs {(base + each) / _GIB:.1f} GiB of {limit / _GIB:.1f} GiB; "
+            f"use a smaller batch, a smaller base, or a device with more memory."
+        )
+    return min(wanted, most)
+
+
+def _rounded(slots: int, replica: int) -> int:
+    return -(-slots // replica) * replica
+
+
+def _free_bytes() -> float:
+    """The memory a device has, or what this machine has to spare if that is where arrays live."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return float(limit)
+    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(available.split()[1]) * 1024 / jax.local_device_count()

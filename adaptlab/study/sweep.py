@@ -1,0 +1,186 @@
+"""Sweeps: the jobs of a Hydra multirun, run together where they can be, resumed as a whole, reported as one.
+
+A sweep's folder holds its jobs' folders, each a whole study of its own. The same command finds the folder again while
+the sweep is unfinished, with any launcher; jobs that are done are not done again.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adaptlab import config, report
+from adaptlab.study import folder as folders
+from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
+from adaptlab.study.run import Task, run_tasks
+from adaptlab.study.settings import Replication
+
+__all__ = ["Job", "claim", "finish", "together"]
+
+log = logging.getLogger(__name__)
+
+_COMMAND, _FINISHED, _LABELS = "command.json", "report.html", "jobs.json"
+_INCIDENTAL = ("wandb.", "resume=", "hydra")
+
+
+class Job(NamedTuple):
+    """One job of a sweep.
+
+    Attributes:
+      node: its config, checked.
+      folder: its folder.
+      label: the overrides that make it.
+    """
+
+    node: dict[str, Any]
+    folder: Path
+    label: str
+
+
+@contextmanager
+def together(
+    schema: Callable[..., Any], jobs: Sequence[Job], folder: Path, options: Mapping[str, Any]
+) -> Iterator[dict[Path, Exception]]:
+    """Train all members of all jobs, those of equal skeletons as one program; inside, the jobs can be finished.
+
+    Args:
+      schema: the study's dataclass.
+      jobs: the jobs.
+      folder: the sweep's.
+      options: the keys of the launcher, see `Replication` and `Halving`.
+
+    Yields:
+      `{folder of a job: error}` of the jobs that have runs that failed.
+    """
+    options = config.validate(options, "hydra.launcher", _launcher)
+    replication, halving = config.instantiate({"_target_": f"{__name__}._launcher", **options})
+    labs: dict[str, tuple[dict[str, Any], list[Task]]] = {}
+    for job in jobs:
+        study = schema(**job.node)
+        settings = lab_settings(study)
+        tasks = [
+            Task(m, job.folder / "runs" / m.name, f"{job.folder.name}/{m.name}", folder.name, study.wandb)
+            for m in study.members()
+        ]
+        labs.setdefault(config.config_hash(settings), (settings, []))[1].extend(tasks)
+    log.info("%d jobs have %d runs on %d base%s", *_counts(jobs, labs))
+    failed: dict[Path, Exception] = {}
+    shared: list[tuple[dict[str, Any], Lab]] = []
+    for settings, tasks in labs.values():
+        lab = load_lab(settings)
+        try:
+            run_tasks(lab, tasks, folder, replication, halving)
+        except folders.StudyError as error:
+            log.error("%s", error)
+            missing = [task.home for task in tasks if not task.result]
+            failed |= {job.folder: error for job in jobs if any(home.is_relative_to(job.folder) for home in missing)}
+        shared.append((settings, lab._replace(params=None, figures=False)))  # nothing is left to train
+    with sharing(shared):
+        yield failed
+
+
+def _launcher(
+    *, how: str = "auto", slots: int | None = None, memory_gib: float | None = None, halving: Any = None
+) -> tuple[Replication, Any]:
+    """What `hydra.launcher` may say."""
+    return Replication(how, slots, memory_gib), halving  # pyright: ignore[reportArgumentType]
+
+
+def _counts(jobs: Sequence[Job], labs: Mapping[str, Any]) -> tuple[int, int, int, str]:
+    return len(jobs), sum(len(tasks) for _, tasks in labs.values()), len(labs), "s" if len(labs) > 1 else ""
+
+
+def claim(home: Path, wanted: Path | None, command: Mapping[str, Any], lock: ExitStack) -> Path:
+    """Return a sweep's folder: the newest unfinished one of the same command, or a new one; it is locked.
+
+    Args:
+      home: where the study's sweeps are.
+      wanted: the folder the user asks for, if any.
+      command: what tells sweeps apart: `{"overrides": […], "config": …}`.
+      lock: holds the lock.
+    """
+    overrides = [o for o in command["overrides"] if not o.startswith(_INCIDENTAL)]
+    command = json.loads(json.dumps(dict(command) | {"overrides": overrides}))
+    candidates = [wanted] if wanted else [p.parent for p in sorted(home.glob(f"*/{_COMMAND}"), reverse=True)]
+    for folder in candidates:
+        path = folder / _COMMAND
+        there = json.loads(path.read_text()) if path.exists() else None
+        if there not in (None, command):
+            if wanted:
+                sys.exit(
+                    f"{folder} holds another sweep ({' '.join(there['overrides'])}). Choose another hydra.sweep.dir."
+                )
+            continue
+        if not wanted and (folder / _FINISHED).exists():
+            continue
+        try:
+            lock.enter_context(folders.locked(folder))
+        except folders.StudyError as error:
+            if wanted:
+                sys.exit(str(error))
+            continue
+        if there:
+            log.info("Resuming the sweep in %s", folder)
+        folders.write_json(path, command)
+        return folder
+    folder = home / f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    lock.enter_context(folders.locked(folder))
+    folders.write_json(folder / _COMMAND, command)
+    return folder
+
+
+def finish(folder: Path) -> Path:
+    """Write the report of a sweep over all its finished jobs, and return its path."""
+    parts = sorted((p.parent for p in folder.glob("*/summary.json")), key=lambda p: (len(p.name), p.name))
+    if not parts:
+        raise folders.StudyError(f"{folder} has no finished job to report.")
+    summaries = [json.loads((p / "summary.json").read_text()) for p in parts]
+    runs, tables, seen = {}, [], {}
+    labels = _labels(parts)
+    for part in parts:
+        mine = json.loads((part / "runs.json").read_text())
+        for name, run in mine.items():
+            if run["delta_digest"] in seen.setdefault((run["method"], run["lr"], run["seed"]), []):
+                continue  # several jobs had this very run
+            seen[run["method"], run["lr"], run["seed"]].append(run["delta_digest"])
+            runs[f"{part.name}/{name}"] = run | {"method": " ".join(filter(None, (run["method"], labels[part])))}
+        table = report.load_curves(part / "curves.parquet")
+        tables.append(table.set_column(0, "run", pa.array([f"{part.name}/{n}" for n in table["run"].to_pylist()])))
+    curves = pa.concat_tables(tables)
+    curves = curves.filter(pc.is_in(curves["run"], pa.array(list(runs))))
+    target, upstream = summaries[0]["target"], summaries[0]["upstream"]
+    summary = report.summarise(curves, runs, target=target, upstream=upstream)
+    passports = [json.loads((p / "passport.json").read_text()) for p in parts]
+    passport = passports[0] | {
+        "seeds": sorted({seed for one in passports for seed in one["seeds"]}),
+        "deltas": {
+            f"{p.name}/{k}": v for p, one in zip(parts, passports, strict=True) for k, v in one["deltas"].items()
+        },
+    }
+    command = json.loads((folder / _COMMAND).read_text())
+    text = "# " + " ".join(command["overrides"]) + "\n" + command["config"]
+    path = report.write_report(folder, curves, runs, summary, passport, text)
+    report.print_results(summary)
+    return path
+
+
+def _labels(parts: Sequence[Path]) -> dict[Path, str]:
+    """What tells a job from the others besides learning rate and seed, which every run has anyway."""
+    configs = {p: _flat(json.loads((p / "identity.json").read_text())) for p in parts}
+    keys = dict.fromkeys(k for one in configs.values() for k in one)
+    vary = [k for k in keys if len({json.dumps(one.get(k)) for one in configs.values()}) > 1]
+    vary = [k for k in vary if k.split(".")[-1] not in ("lr", "seed", "seeds") and not k.startswith("hydra")]
+    return {p: " ".join(f"{k}={configs[p].get(k)}" for k in vary) for p in parts}
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {path: node}
+    return {k: v for key, value in node.items() for k, v in _flat(value, f"{path}.{key}" if path else key).items()}

@@ -1,0 +1,134 @@
+"""What Hydra looks for here: `hydra/launcher=vmap`, and the callback that lets any sweep of a study resume.
+
+Thin: what a sweep does stands in `adaptlab.study.sweep`.
+"""
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, run_job, setup_globals
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+@dataclass
+class VmapLauncherConf:
+    """The keys of `hydra.launcher` with `hydra/launcher=vmap`; see `adaptlab.study.Replication`."""
+
+    _target_: str = "hydra_plugins.adaptlab_sweeps.VmapLauncher"
+    how: str = "auto"
+    slots: int | None = None
+    memory_gib: float | None = None
+    halving: Any = None
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="vmap", node=VmapLauncherConf, provider="adaptlab")
+
+
+class VmapLauncher(Launcher):
+    """Runs the jobs of a multirun that differ only in numbers as one program.
+
+    First all members of all jobs are trained, each into its own job's folder. Then the jobs are run one after the
+    other, as any launcher does; they find their members finished and write their results.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: DictConfig) -> None:
+        """Keep what Hydra hands over."""
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run the jobs; see the class."""
+        setup_globals()
+        together = getattr(self.task_function, "together", None)
+        if together is None:
+            raise HydraException(
+                "hydra/launcher=vmap runs the studies of adaptlab; for other apps use another launcher."
+            )
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        configs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
+        folders = [self._folder(config) for config in configs]
+        labels = [" ".join(filter_overrides(o)) for o in job_overrides]
+        options = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
+        with ExitStack() as stack:
+            jobs = [(_task(c), folder, label) for c, folder, label in zip(configs, folders, labels, strict=True)]
+            failed = stack.enter_context(together(jobs, Path(self.config.hydra.sweep.dir), options))
+            return [
+                _failure(config, failed[folder]) if folder in failed else self._run(config)
+                for config, folder in zip(configs, folders, strict=True)
+            ]
+
+    def _compose(self, overrides: list[str], number: int) -> DictConfig:
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.job.id = config.hydra.job.num = number
+        return config
+
+    def _folder(self, config: DictConfig) -> Path:
+        before = HydraConfig.instance().cfg
+        HydraConfig.instance().set_config(config)
+        try:
+            return Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir)
+        finally:
+            HydraConfig.instance().cfg = before
+
+    def _run(self, config: DictConfig) -> JobReturn:
+        done = run_job(
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+        configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
+        return done
+
+
+def _task(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _failure(config: DictConfig, error: Exception) -> JobReturn:
+    return JobReturn(cfg=_task(config), status=JobStatus.FAILED, _return_value=error)
+
+
+class SweepFolder(Callback):
+    """Gives a multirun the folder of its own unfinished predecessor, and a report of all its jobs at the end."""
+
+    def __init__(self, home: str) -> None:
+        self.home, self.lock = home, ExitStack()
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Choose the folder, and hold it until the process ends."""
+        from adaptlab.study import sweep
+
+        given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
+        command = {"overrides": list(config.hydra.overrides.task), "config": OmegaConf.to_yaml(_task(config))}
+        wanted = Path(config.hydra.sweep.dir) if given else None
+        folder = sweep.claim(Path(self.home), wanted, command, self.lock)
+        with open_dict(config):
+            config.hydra.sweep.dir = str(folder)
+            # Every job's config is composed anew, from these.
+            config.hydra.overrides.hydra = [
+                o for o in config.hydra.overrides.hydra if not o.startswith("hydra.sweep.dir=")
+            ] + [f"hydra.sweep.dir='{folder}'"]
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Write the report of the sweep."""
+        from adaptlab.study import sweep
+
+        try:
+            print(f"Report of the sweep: {sweep.finish(Path(config.hydra.sweep.dir))}")
+        except ValueError as error:  # Hydra makes a warning of what callbacks raise
+            sys.exit(f"The jobs are done, but not the report of the sweep: {error}")
+        self.lock.close()
