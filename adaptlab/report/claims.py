@@ -127,17 +127,23 @@ def judge(
     """Judge all claims of a study together.
 
     Arms that share seeds are compared in pairs, by Student's interval of the differences; arms with other seeds by
-    Welch's interval. A seed whose effect cannot be computed is left out, and the verdict's notes say so.
+    Welch's interval. A seed whose effect cannot be computed is left out, and so is a run that a sweep pruned before
+    its end; the verdict's notes say so.
 
     Args:
       claims: by name.
       curves: the held-out measurements; see `report.curves`.
-      results: `{run: {"method", "lr", "seed", …}}`; see `summarise`.
+      results: `{run: {"method", "lr", "seed", …}}`; see `summarise`. `pruned_at` (a step or None) marks a run that
+        ended early.
       target: the domain adapted to.
       upstream: the domains that may be forgotten.
     """
-    found = outcomes(curves, results, target, upstream)
+    pruned = {run: a for run, a in results.items() if a.get("pruned_at") is not None}
+    found = outcomes(curves, {run: a for run, a in results.items() if run not in pruned}, target, upstream)
     drafts = {name: _draft(one, one.effect.measure(found)) for name, one in claims.items()}
+    for draft in drafts.values():
+        cut = [f"{r} was pruned and does not count" for r, a in pruned.items() if a["method"] in draft.sample.values]
+        draft.notes.extend(cut)
     levels = _step_down(claims, {name: d for name, d in drafts.items() if not d.obstacle})
     return {name: _verdict(one, drafts[name], levels.get(name)) for name, one in claims.items()}
 

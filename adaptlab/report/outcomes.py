@@ -13,14 +13,25 @@ __all__ = ["Outcome", "Outcomes", "Runs", "best_gain", "best_rate", "final_gain"
 IDENTITY = ("method", "lr", "seed")
 
 Runs = Mapping[str, Mapping[str, Any]]
-"""`{run: {"method", "lr", "seed", …}}`; `diverged_at` (a step or None) marks a run that diverged."""
+"""`{run: {"method", "lr", "seed", …}}`; `diverged_at` (a step or None) marks a run that diverged.
+
+`steps` is the number of updates it was to have (by default, up to the last measurement).
+"""
 
 
 class Outcome(NamedTuple):
-    """One run: its name, its path through gain and forgetting, and whether it diverged."""
+    """One run.
+
+    Attributes:
+      run: its name.
+      path: its way through gain and forgetting; a diverged run's may end early.
+      updates: how many updates it was to have.
+      diverged: whether it did.
+    """
 
     run: str
     path: Trajectory
+    updates: int
     diverged: bool
 
 
@@ -52,7 +63,7 @@ def outcomes(curves: pa.Table, runs: Runs, target: str, upstream: Sequence[str])
             raise ValueError(f"Runs {[seeds[a['seed']].run, run]} repeat a seed: they are not independent.")
         path = trajectory(curves, run, target, upstream)
         lost = a.get("diverged_at") is not None or not np.isfinite(path.gain_N[-1])
-        seeds[a["seed"]] = Outcome(run, path, lost)
+        seeds[a["seed"]] = Outcome(run, path, int(a.get("steps") or path.steps_N[-1]), lost)
     return found
 
 

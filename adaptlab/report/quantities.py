@@ -134,7 +134,7 @@ def early_forgetting(fraction: float = 0.1, domain: str = MEAN) -> OfRun:
     _check_fraction(fraction)
 
     def read(runs: Sequence[Outcome]) -> list[Reading]:
-        until = fraction * max(run.path.steps_N[-1] for run in runs)
+        until = fraction * max(run.updates for run in runs)
         return [_peak(run, _change(run, domain), until) for run in runs]
 
     return OfRun(f"peak of forgetting{_of(domain)} in the first {fraction:.0%} of the updates", read)
@@ -188,11 +188,11 @@ def _final(run: Outcome, values_N: np.ndarray, bound: str) -> Reading:
 
 def _peak(run: Outcome, change_N: np.ndarray, until: float) -> Reading:
     early_N = (run.path.steps_N > 0) & (run.path.steps_N <= until)
-    if not early_N.any():
+    if not early_N.any() and not run.diverged:
         return Reading(math.nan, note=f"it was not measured in the first {until:g} updates")
     seen_M = change_N[early_N]
     finite_M = seen_M[np.isfinite(seen_M)]
-    if len(finite_M) < len(seen_M):
+    if len(finite_M) < len(seen_M) or (run.diverged and run.path.steps_N[-1] < until):
         return Reading(float(max(finite_M, default=0.0)), "at least", "it diverged")
     return Reading(float(seen_M.max()))
 

@@ -40,20 +40,26 @@ class Arm(NamedTuple):
     lost: tuple[tuple[float, int], ...] = ()
 
 
-def plant(arms):
-    """Return (curves, runs) of `{name: Arm}`."""
+def plant(arms, cut=False):
+    """Return (curves, runs) of `{name: Arm}`; lost runs go on as nan, or are not measured any more if `cut`."""
     rows, runs = [], {}
     for i, (name, arm) in enumerate(arms.items()):
         for rate in arm.rates:
             for seed in arm.seeds:
                 run = f"{name}/lr_{rate:g}/seed_{seed}"
                 lost = (rate, seed) in arm.lost
-                runs[run] = {"method": name, "lr": rate, "seed": seed, "diverged_at": 50 if lost else None}
+                runs[run] = {
+                    "method": name,
+                    "lr": rate,
+                    "seed": seed,
+                    "diverged_at": 50 if lost else None,
+                    "steps": 100,
+                }
                 for domain, loss_N in _losses(arm, rate, seed, i).items():
                     loss_N = np.where((STEPS > 50) & lost, math.nan, loss_N)
-                    rows += [
-                        (run, s, f"held_out/{domain}/loss", v) for s, v in zip(STEPS.tolist(), loss_N, strict=True)
-                    ]
+                    end = 11 if lost and cut else len(STEPS)
+                    measured = zip(STEPS.tolist()[:end], loss_N[:end], strict=True)
+                    rows += [(run, s, f"held_out/{domain}/loss", v) for s, v in measured]
     return make_curves(rows), runs
 
 

@@ -1,13 +1,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from adaptlab import config
 from adaptlab.report import files
 from adaptlab.report.claims import claim, judge, rule, verdicts_table
-from adaptlab.report.effects import difference, log_ratio
+from adaptlab.report.curves import make_curves
+from adaptlab.report.effects import Effect, Sample, difference, log_ratio
 from adaptlab.report.quantities import (
+    Reading,
     best_learning_rate,
     early_forgetting,
     forgetting,
@@ -159,8 +162,6 @@ def test_copied_seeds_have_no_spread_to_judge_by():
     curves, runs = plant({"plain": Arm()})
     twins = {f"b{run}": {**a, "method": "twin"} for run, a in runs.items()}
     rows = curves.to_pylist()
-    from adaptlab.report.curves import make_curves
-
     both = make_curves([(p + r["run"], r["step"], r["metric"], r["value"]) for p in ("", "b") for r in rows])
     stated = {"same": _claim(difference(FORGETS, "twin", "plain", "lower"))}
     verdict = judge(stated, both, runs | twins, TARGET, UPSTREAM)["same"]
@@ -194,10 +195,31 @@ def test_runs_that_diverged_or_are_missing_are_said():
     assert verdicts["final"].values["plain"][2] == 0.0
 
 
-def test_early_divergence_bounds_the_early_peak_from_below():
-    arms = {"calm": Arm(), "plain": Arm(cliff=0.5, lost=((1e-4, 0),))}
-    (verdict,) = _judge(arms, difference(early_forgetting(0.6), "calm", "plain", "lower", rates=1e-4))
-    assert (verdict.bound, verdict.verdict) == ("at least", "supported")
+@pytest.mark.parametrize("cut", [False, True])
+def test_divergence_bounds_the_early_peak_from_below_only_if_it_is_early(cut):
+    study = plant({"calm": Arm(), "plain": Arm(cliff=0.5, lost=((1e-4, 0),))}, cut)
+    claims = {
+        str(share): _claim(difference(early_forgetting(share), "calm", "plain", "lower", rates=1e-4))
+        for share in (0.6, 0.3)
+    }
+    early, late = judge(claims, *study, TARGET, UPSTREAM).values()
+    assert (early.bound, early.verdict) == ("at least", "supported")
+    assert (late.bound, late.verdict) == ("", "supported")
+
+
+def test_a_run_that_a_sweep_pruned_does_not_count():
+    curves, runs = plant({"plain": PLAIN, "arm": Arm(forgets=0.1)})
+    runs["arm/lr_0.0001/seed_1"]["pruned_at"] = 20
+    stated = {"a": _claim(difference(FORGETS, "arm", "plain", "lower"), min_seeds=4)}
+    verdict = judge(stated, curves, runs, TARGET, UPSTREAM)["a"]
+    assert list(verdict.per_seed) == [0, 2, 3, 4]
+    assert "arm/lr_0.0001/seed_1 was pruned and does not count" in verdict.notes
+
+
+def test_a_window_without_a_measurement_gives_no_number():
+    (verdict,) = _judge({"a": Arm(), "b": Arm()}, difference(early_forgetting(0.04), "a", "b", "lower"))
+    assert verdict.verdict == "inconclusive"
+    assert "b, seed 0: it was not measured in the first 4 updates" in verdict.notes
 
 
 def test_a_rate_at_which_nothing_is_gained_does_not_count_among_the_same_rates():
@@ -231,6 +253,33 @@ def test_many_claims_are_each_judged_by_a_wider_interval():
     assert two[1].effect.low < alone.effect.low
     for verdict in (alone, *two, *three):
         assert verdict.verdict == rule(verdict.effect, 0.0, None)
+
+
+def test_the_chance_of_any_wrong_decision_is_the_stated_one():
+    study = plant({"plain": Arm(rates=(1e-4,), seeds=(0,))})
+    random = np.random.default_rng(0)
+
+    def null(number):  # an effect whose true mean is the margin, 0: any decision is wrong
+        values = random.standard_normal(5)
+        arm = {s: Reading(float(v)) for s, v in enumerate(values)}
+        sample = Sample(arm, dict.fromkeys(arm, Reading(0.0)), {}, [])
+        return _claim(Effect(f"null {number}", lambda found: sample))
+
+    def any_decided():
+        verdicts = judge({str(i): null(i) for i in range(6)}, *study, TARGET, UPSTREAM)
+        return any(v.verdict != "inconclusive" for v in verdicts.values())
+
+    wrong = sum(any_decided() for _ in range(400))
+    # Binomial with mean 20 and deviation 4.4; without a correction the mean is 106.
+    assert 8 <= wrong <= 33
+
+
+def test_a_limit_on_forgetting_narrows_the_zone():
+    arms = {"plain": Arm(fall=1.2), "harsh": Arm(fall=1.2, forgets=0.3)}
+    free, limited = (difference(zone_width(0.5, limit=limit), "harsh", "plain", "lower") for limit in (None, 0.22))
+    free, limited = _judge(arms, free, limited)
+    assert abs(free.effect.mean) < 0.05
+    assert limited.effect.mean > 0.2
 
 
 def test_claims_that_could_not_be_tested_cost_the_others_nothing():
