@@ -119,7 +119,8 @@ def bias_corrected(
       total_steps: the number of updates.
 
     Raises:
-      ValueError: the state of `core` for one array or one layer is not a part of its state for all.
+      ValueError: when updating, if starts differ and the state of `core` for one array or one layer is not a part of
+        its state for all.
     """
     if groups is None:
         return core
@@ -170,6 +171,11 @@ def _one_by_one(core: optax.GradientTransformation, start: PyTree, count: jax.Ar
         # The array each leaf of the state belongs to; -1 for what belongs to none.
         owner = optax.tree_map_params(core, lambda _, i: i, state, index, transform_non_params=lambda _: -1)
         owners, old = jax.tree.leaves(owner), jax.tree.leaves(state)
+        if len(owners) != len(old):
+            raise ValueError(
+                f"bias_corrected: the core says of {len(owners)} of the {len(old)} arrays in its state whose they are; "
+                f"use a core whose state optax.tree_map_params can map, or groups that all start at once."
+            )
         # Only the shared part of this is used, and the compiler drops the rest.
         new = jax.tree.leaves(core.update(updates, state, params)[1])
         done = []

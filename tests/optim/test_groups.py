@@ -11,10 +11,14 @@ import pytest
 from adaptlab import config, tree
 from adaptlab.adapt import full, lora
 from adaptlab.models import LlamaShape, llama
+from adaptlab.optim import adafactor, adamw
 from adaptlab.optim.group_depth import by_depth, freeze_below, gradual_unfreezing, layering
 from adaptlab.optim.group_rules import by_pattern, combine, everywhere, group, no_decay
 from adaptlab.optim.group_table import group_table
 from adaptlab.optim.groups import Groups, add_decayed_weights, bias_corrected, mask_frozen, scale_by_group
+from adaptlab.shard import Placement, make_mesh, place
+from adaptlab.train import Program, device_numbers, make_program
+from tests.laws.table import MODELS, scattered
 
 L, STEPS, LR = 3, 9, 0.01
 SHAPES = {
@@ -290,6 +294,11 @@ def test_a_core_that_looks_across_arrays_is_named():
         run(chain(odd, gradual_unfreezing()), grads=GRADS[:1])
 
 
+def test_a_core_that_hides_whose_its_state_is_is_named():
+    with pytest.raises(ValueError, match=r"bias_corrected: the core says of \d+ of the \d+ arrays.*all start at once"):
+        run(adafactor(LR, total_steps=STEPS, groups=gradual_unfreezing()), grads=GRADS[:1])
+
+
 # Numbers may be traced ------------------------------------------------------------------------------------------------
 
 
@@ -379,6 +388,30 @@ def test_a_llama_thaws_layer_by_layer_in_a_sweep_over_the_factor(adaptation: Any
             assert change[:, int(start), i].any(-1).all(), (path, i)
     want = {0.0, 2.0, 4.0, 6.0} if "embed" in delta else {0.0, 3.0, 5.0}
     assert {float(s) for x in starts.values() for s in np.ravel(x)} == want
+
+
+def test_groups_on_a_mesh_are_groups_on_one_device():
+    row, (numbers, seed) = MODELS["llama_untied_gqa"], device_numbers({"factor": 2.6}, 0)
+    base = scattered(jax.jit(row.model.init)(jax.random.key(0)), 0)
+    placement = Placement(make_mesh(data=4, tensor=2), row.model.axes())
+
+    def program(placement: Placement | None) -> Program:
+        def optim(n: Any) -> Any:
+            groups = combine([by_depth(n["factor"]), gradual_unfreezing(0.5)])
+            return adamw(0.01, total_steps=4, clip=1.0, weight_decay=0.1, groups=groups)
+
+        return make_program(lambda _: row.loss, lambda _: full(), optim, placement=placement)
+
+    deltas = []
+    for there in (None, placement):
+        one, place_batch = program(there), lambda x, there=there: x if there is None else jax.device_put(x, there.batch)
+        here = base if there is None else place(base, there.shardings(there.axes, base))
+        state = one.init(numbers, seed, here)
+        for i in range(3):
+            state, _ = one.step(numbers, seed, state, here, place_batch(row.batch(i)))
+        deltas.append(jax.device_get(state.delta))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *deltas)
+    np.testing.assert_array_equal(deltas[1]["embed"]["embedding"], base["embed"]["embedding"])
 
 
 # Which leaf belongs where ---------------------------------------------------------------------------------------------
