@@ -47,14 +47,14 @@ def slanted_triangular(*, cut: Traced = 0.1, ratio: Traced = 32.0) -> Schedule:
 
 
 def cyclic(
-    *, up: Traced = 50.0, down: Traced = 50.0, low: Traced = 0.1, mode: Mode = "triangular", decay: Traced = 0.5
+    *, up: Traced = 50.0, down: Traced = 50.0, initial: Traced = 0.1, mode: Mode = "triangular", decay: Traced = 0.5
 ) -> Schedule:
-    """Cyclical learning rates (arXiv:1506.01186, section 3): low + (1 - low) a(t), where a is a triangle wave.
+    """Cyclical learning rates (arXiv:1506.01186, section 3): initial + (1 - initial) a(t), where a is a triangle wave.
 
     Args:
       up: updates from the lowest to the highest value.
       down: updates back.
-      low: the lowest factor.
+      initial: the lowest factor, which update 0 has.
       mode: "triangular" keeps the height of the waves; "triangular2" multiplies it by `decay` after each cycle (the
         paper halves it); "exp_range" does so evenly, at every update.
       decay: the factor of the height per cycle of up + down updates. The paper's γ per update is
@@ -64,7 +64,7 @@ def cyclic(
       ValueError: an unknown mode.
     """
     height = _waves(up, down, mode, decay)
-    return lambda step, total: between(low, 1.0, height(step))
+    return lambda step, total: between(initial, 1.0, height(step))
 
 
 def cyclic_momentum(

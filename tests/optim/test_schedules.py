@@ -25,15 +25,19 @@ REFERENCES: dict[str, tuple[Callable[..., Schedule], dict[str, Any], float]] = {
     "torch_OneCycleLR(max_lr=1e-2,total_steps=100)_momentum": (optim.one_cycle_momentum, {"warmup": 0.3}, 1.0),
     "torch_OneCycleLR(three_phase,linear)_lr": (optim.one_cycle, PHASES | {"initial": 0.1, "final": 1e-4}, 1e-2),
     "torch_OneCycleLR(three_phase,linear)_momentum": (optim.one_cycle_momentum, PHASES, 1.0),
-    "torch_CyclicLR(1e-4,1e-2,step_up=10,triangular)": (optim.cyclic, {"up": 10.0, "down": 10.0, "low": 0.01}, 1e-2),
+    "torch_CyclicLR(1e-4,1e-2,step_up=10,triangular)": (
+        optim.cyclic,
+        {"up": 10.0, "down": 10.0, "initial": 0.01},
+        1e-2,
+    ),
     "torch_CyclicLR(1e-4,1e-2,up=8,down=12,triangular2)": (
         optim.cyclic,
-        {"up": 8.0, "down": 12.0, "low": 0.01, "decay": 0.5, "mode": "triangular2"},
+        {"up": 8.0, "down": 12.0, "initial": 0.01, "decay": 0.5, "mode": "triangular2"},
         1e-2,
     ),
     "torch_CyclicLR(1e-4,1e-2,step_up=10,exp_range,g=0.99)": (
         optim.cyclic,
-        {"up": 10.0, "down": 10.0, "low": 0.01, "decay": 0.99**20, "mode": "exp_range"},
+        {"up": 10.0, "down": 10.0, "initial": 0.01, "decay": 0.99**20, "mode": "exp_range"},
         1e-2,
     ),
     "torch_CosineAnnealingLR(T_max=100,eta_min=1e-5)": (cosine, COLD | {"final": 0.01}, 1e-3),
@@ -188,7 +192,7 @@ def test_one_cycle_peaks_where_its_momentum_is_lowest():
 @pytest.mark.parametrize("mode", ["triangular", "triangular2", "exp_range"])
 def test_cyclic_momentum_mirrors_the_cycles_of_the_learning_rate(mode: Any):
     shape = {"up": 6.0, "down": 9.0, "mode": mode, "decay": 0.7}
-    heights = (values(optim.cyclic(low=0.2, **shape), 60) - 0.2) / 0.8
+    heights = (values(optim.cyclic(initial=0.2, **shape), 60) - 0.2) / 0.8
     momenta = values(optim.cyclic_momentum(low=0.8, high=0.9, **shape), 60)
     np.testing.assert_allclose(momenta, 0.9 - 0.1 * heights, rtol=1e-6)
 
@@ -217,7 +221,7 @@ TURNS = [0, 1, 99_998, 99_999, 100_000, 299_999, 699_999, 700_000, 899_999, 999_
         (optim.wsd(warmup=0.1, decay=0.3), lambda n: np.minimum(n / 1e5, 1 - np.sqrt(np.maximum(0, n - 7e5) / 3e5))),
         (optim.cosine_restarts(period=100.0, offset=1.0), lambda n: np.cos(np.pi / 2 * (n % 100) / 100) ** 2),
         (
-            optim.cyclic(up=700.0, down=300.0, low=0.0),
+            optim.cyclic(up=700.0, down=300.0, initial=0.0),
             lambda n: np.minimum((n - 1) % 1e3 / 7e2, (1e3 - (n - 1) % 1e3) / 3e2),
         ),
     ],
