@@ -36,8 +36,8 @@ def captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
         "learning_rates": Caption(
             "Learning rates",
             "Left: the best gain each learning rate reached (methods are shifted sideways a little). Right: "
-            "that gain against the mean upstream change at the same step; the number at a point is its "
-            f"learning rate. Filled points are what the other figures show. {_bars(summary)}",
+            "that gain against the mean upstream change at the same step"
+            f"{_labelled(summary)}. Filled points are what the other figures show. {_bars(summary)}",
         ),
         "heat_maps": Caption(
             "Heat maps",
@@ -55,6 +55,12 @@ def captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
             f"its own scale of gains. {_bars(summary)}",
         ),
     }
+
+
+def _labelled(summary: Mapping[str, Any]) -> str:
+    if len(summary["methods"]) > 4:  # as in the figure: more would hide each other
+        return ", joined by increasing learning rate"
+    return "; the number at a point is its learning rate"
 
 
 def _fraction(summary: Mapping[str, Any]) -> str:

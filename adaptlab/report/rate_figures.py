@@ -61,7 +61,7 @@ def _learning_rates(methods: Sequence[Look], summary: Mapping[str, Any]) -> Figu
         filled = [row["representative"] for row in rows]
         _points(left, method, filled, [row["lr"] * shift for row in rows], gains)
         _points(right, method, filled, gains, changes)
-        for row, gain, change in zip(rows, gains, changes, strict=True):
+        for row, gain, change in zip(rows, gains, changes, strict=True) if len(methods) <= 4 else ():
             at = {"xy": (gain["mean"], change["mean"]), "xytext": (4, 4), "textcoords": "offset points"}
             right.annotate(f"{row['lr']:g}", **at, fontsize=6, color=method.colour)
     rates = sorted({row["lr"] for row in summary["groups"]})

@@ -141,3 +141,13 @@ def test_figures_are_the_same_bits_each_time_and_leave_the_style_alone(study, tm
         assert first == second
         assert b"date" not in first.lower()
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize(("methods", "labels"), [("ab", 4), ("abcde", 0)])
+def test_points_are_labelled_with_their_rate_only_where_there_is_room_and_the_caption_knows(
+    make_study, methods, labels
+):
+    curves, _, summary = make_study(methods=tuple(methods), seeds=(0,))
+    right = draw(curves, summary)["learning_rates"].axes[1]
+    assert len(right.texts) == labels
+    assert ("number at a point" in captions(summary)["learning_rates"].text) == bool(labels)

@@ -89,6 +89,17 @@ def test_the_page_holds_the_result_its_uncertainty_and_its_provenance(study, pag
     assert not re.search(r"\b(nan|None|inf)\b", text)
 
 
+def test_many_differences_are_folded_away(make_study):
+    def folded(**options):
+        *_, summary = make_study(rates=(1e-3,), seeds=(0, 1), **options)
+        page = render_html(summary, {}, PASSPORT, "")
+        _parse(page)
+        return "<summary>40 differences at equal gain" in page
+
+    assert folded(methods=tuple("abcde"))  # 10 pairs at 4 gains
+    assert not folded()
+
+
 def test_one_seed_shows_no_interval(make_study):
     curves, _, summary = make_study(seeds=(0,), rates=(1e-3,))
     text = " ".join(_parse(render_html(summary, draw(curves, summary), PASSPORT, "")).text)
