@@ -50,12 +50,8 @@ class Study:
 
 
 @al.study.base_app("pretrain", Study)
-def main(study: Study, folder: Path) -> None:
-    """Train the base, unless it is there; leave its weights, its optimiser's state and a report."""
-    if al.study.is_finished(folder):
-        print(f"This base is finished: {folder}")
-        return
-
+def main(study: Study, folder: Path) -> float:
+    """Train the base; leave its weights, its optimiser's state and a report. A finished one is left as it is."""
     # The text of each domain, a tokenizer learnt from it, and random weights.
     shape, training, held_out, mesh = map(
         al.config.instantiate, (study.model, study.training, study.held_out, study.mesh)
@@ -79,9 +75,11 @@ def main(study: Study, folder: Path) -> None:
         title="A small base, trained from random weights",
         question="How well does a small language model read each domain after how many updates?",
     )
-    for domain, metrics in summary["methods"]["pretrain"]["final"].items():
-        print(f"{domain}: {metrics['loss']['mean']:.3f} nats/token, {metrics['bits_per_byte']['mean']:.3f} bits/byte")
+    final = {domain: metrics["loss"]["mean"] for domain, metrics in summary["methods"]["pretrain"]["final"].items()}
+    for domain, loss in final.items():
+        print(f"{domain}: {loss:.3f} nats/token")
     print(f"The base: {folder}\nReport: {report}")
+    return sum(final.values()) / len(final)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ from adaptlab.study.app import app
 if TYPE_CHECKING:
     from adaptlab.shard import Placement
 
-__all__ = ["base_app", "is_finished", "open_moments"]
-
-_DONE = "report.html"
+__all__ = ["base_app", "open_moments"]
 
 
 def base_app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
@@ -27,11 +25,6 @@ def base_app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, 
 
     config.register_resolver("base_folder", resolve)
     return app(name, schema)
-
-
-def is_finished(folder: Path) -> bool:
-    """Return whether a study has left its report there, which is the last it writes."""
-    return (folder / _DONE).exists()
 
 
 def open_moments(

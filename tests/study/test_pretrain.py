@@ -85,14 +85,15 @@ def test_the_base_is_what_was_trained(base: Path):
     assert tree.digest(params) == result["delta_digest"]
     assert model.context == 32
     tokenizer = load_tokenizer(source.local(base / "model"))
-    logits = model.model.apply(params, jax.numpy.asarray(tokenizer.encode(["def f(x):"])[0])[None])
+    logits = model.model.apply(jax.device_put(params), jax.numpy.asarray(tokenizer.encode(["def f(x):"])[0])[None])
     assert logits.shape[-1] == tokenizer.vocab_size == 300
 
 
 def test_every_domain_is_measured_on_the_way_and_gets_better(base: Path):
-    rows = {row.step: row.metrics for row in read_journal(base / "runs" / "pretrain" / "journal.jsonl")}
+    rows = read_journal(base / "runs" / "pretrain" / "journal.jsonl")
     for name in ("english_news", "english_speeches"):
-        losses = [rows[step][f"held_out/{name}/loss"] for step in (0, 2, STEPS)]
+        measured = {row.step: row.metrics[key] for row in rows if (key := f"held_out/{name}/loss") in row.metrics}
+        losses = [measured[step] for step in (0, 2, STEPS)]
         assert losses[0] == pytest.approx(np.log(300), rel=0.02)  # random weights know nothing
         assert losses[-1] < losses[0] - 0.05
 
@@ -113,7 +114,7 @@ def test_run_again_it_says_that_the_base_is_finished_and_changes_nothing(
     before = files()
     code, output = run(overrides, tmp_path, environment)
     assert code == 0
-    assert f"This base is finished: {base}" in output
+    assert f"{base} has finished before" in output
     assert files() == before
 
 
@@ -122,7 +123,7 @@ def test_another_config_does_not_overwrite_the_base(
 ):
     code, output = run([*overrides, "optim.lr=1e-3"], tmp_path, environment)
     assert code != 0
-    assert "optim.lr: 0.003 -> 0.001" in output
+    assert "optim.lr: 0.004 -> 0.001" in output
 
 
 def test_a_base_elsewhere_is_the_same_bit_by_bit_even_if_it_was_interrupted(
