@@ -12,7 +12,7 @@ from adaptlab.optim.cycles import (
 )
 from adaptlab.optim.muon import muon
 from adaptlab.optim.optimisers import adamw, lion, sgd
-from adaptlab.optim.schedule_free import eval_params, schedule_free_adamw, schedule_free_sgd
+from adaptlab.optim.schedule_free import averages, eval_params, schedule_free_adamw, schedule_free_sgd
 from adaptlab.optim.schedules import (
     Schedule,
     constant,
@@ -29,6 +29,7 @@ __all__ = [
     "Schedule",
     "adafactor",
     "adamw",
+    "averages",
     "constant",
     "cosine",
     "cosine_restarts",

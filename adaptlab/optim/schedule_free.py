@@ -12,7 +12,7 @@ from adaptlab.optim.assemble import assemble, scheduled_lr
 from adaptlab.optim.groups import Groups, bias_corrected
 from adaptlab.optim.schedules import Schedule
 
-__all__ = ["eval_params", "schedule_free_adamw", "schedule_free_sgd"]
+__all__ = ["averages", "eval_params", "schedule_free_adamw", "schedule_free_sgd"]
 
 
 def schedule_free_adamw(
@@ -110,6 +110,11 @@ def eval_params(opt_state: Any, params: Any) -> Any:
             b1 = state.b1
             return jax.tree.map(lambda y, z, b1=b1: ((y - (1.0 - b1) * z) / b1).astype(y.dtype), params, state.z)
     return params
+
+
+def averages(opt_state: Any) -> bool:
+    """Whether the optimiser averages, so that `eval_params` is not the identity."""
+    return any(_is_averaged(state) for state in jax.tree.leaves(opt_state, is_leaf=_is_averaged))
 
 
 def _is_averaged(state: Any) -> bool:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab import optim, tree
 from adaptlab.optim import adamw, linear, sgd
@@ -416,3 +417,37 @@ def test_what_is_frozen_does_not_count_in_the_clipped_norm():
     change, _ = optimizer.update(gradient(0), optimizer.init(TREE), TREE)
     assert all(np.all(x == 0) for x in map(np.asarray, jax.tree.leaves(change["layers"])))
     np.testing.assert_allclose(np.linalg.norm(change["embed"]["embedding"]), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_state_rests_on_a_mesh_beside_its_parameters(name: str):
+    make, numbers, options = TABLE[name]
+    optimizer = make(total_steps=4, **COMMON, **numbers, **options)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    there = jax.tree.map(lambda _: everywhere, TREE)
+    there["layers"]["out"]["kernel"] = NamedSharding(mesh, PartitionSpec("x", "y"))
+
+    @jax.jit
+    def init() -> Any:
+        state = optimizer.init(TREE)
+        where = optax.tree_map_params(
+            optimizer,
+            lambda _, there: there,
+            state,
+            there,
+            transform_non_params=lambda _: everywhere,
+            is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+        )
+        return jax.lax.with_sharding_constraint(state, where)
+
+    split = [x for x in jax.tree.leaves(init()) if x.addressable_shards[0].data.shape != x.shape]
+    moments = {"adamw": 2, "schedule_free_adamw": 2}.get(name, 1)  # adafactor's is its average of updates
+    assert [x.shape for x in split] == [(2, 4, 3)] * moments
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_only_schedule_free_averages(name: str):
+    make, numbers, options = TABLE[name]
+    state = make(total_steps=4, **COMMON, **numbers, **options).init(TREE)
+    assert optim.averages(state) == name.startswith("schedule_free")
