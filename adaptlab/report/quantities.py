@@ -140,7 +140,9 @@ def early_forgetting(fraction: float = 0.1, domain: str = MEAN) -> OfRun:
     return OfRun(f"peak of forgetting{_of(domain)} in the first {fraction:.0%} of the updates", read)
 
 
-def zone_width(fraction: float = 0.9, at: At = "final", limit: float | None = None) -> OfSeed:
+def zone_width(
+    fraction: float = 0.9, at: At = "final", limit: float | None = None, tolerance: float | None = None
+) -> OfSeed:
     """The width, in decades, of the zone of usable learning rates; see `zone.usable_zone`.
 
     Where the zone reaches an end of the rates tried, the width is a lower bound.
@@ -149,13 +151,14 @@ def zone_width(fraction: float = 0.9, at: At = "final", limit: float | None = No
       fraction: of the seed's largest gain over all rates.
       at: whether gain and forgetting are those of the last step or of each run's best.
       limit: the largest mean forgetting that is usable, in nats per token; None for any.
+      tolerance: by how many nats per token a usable gain may be below the largest, in place of `fraction`.
     """
     _check_at(at)
     _check_fraction(fraction)
 
     def read(row: Mapping[float, Outcome]) -> Reading:
         gains = [_gain_at(run, at) for run in row.values()]
-        zone = usable_zone([*row], gains, fraction, [_change_at(run, at) for run in row.values()], limit)
+        zone = usable_zone([*row], gains, fraction, [_change_at(run, at) for run in row.values()], limit, tolerance)
         if max(gains, default=0.0) <= 0:
             return Reading(math.nan, note="nothing was gained at any learning rate")
         if not zone.censored:
@@ -164,7 +167,8 @@ def zone_width(fraction: float = 0.9, at: At = "final", limit: float | None = No
         return Reading(zone.width, "at least", f"the zone reaches the {ends} learning rate tried")
 
     limited = "" if limit is None else f" and at most {limit:g} nats/token forgotten"
-    return OfSeed(f"width of the zone of learning rates with {fraction:g} of the best {at} gain{limited}", read)
+    near = f"with {fraction:g} of" if tolerance is None else f"within {tolerance:g} nats/token of"
+    return OfSeed(f"width of the zone of learning rates {near} the best {at} gain{limited}", read)
 
 
 def best_learning_rate(at: At = "final") -> OfSeed:

@@ -226,12 +226,20 @@ def _warnings(paths: Mapping[str, Trajectory], diverged: Mapping[str, bool], lim
         said = [f"{len(lost)} runs diverged and count with what they reached before: {', '.join(lost)}."]
     if limit <= 0:
         said.append("Some method gained nothing at its best learning rate, so methods have no equal gain.")
-    first = next(iter(paths))
-    for run, path in paths.items():
-        for domain, loss_N in path.loss.items():
-            if not np.isclose(loss_N[0], paths[first].loss[domain][0], rtol=1e-5, atol=0):
-                said.append(
-                    f"At step 0, run {run} has loss {loss_N[0]:.6g} on {domain} and run {first} "
-                    f"{paths[first].loss[domain][0]:.6g}: they did not start from the same base and text."
-                )
+    return said + _other_starts(paths)
+
+
+def _other_starts(paths: Mapping[str, Trajectory]) -> list[str]:
+    """Say which runs did not start where the first did: one sentence for each domain, however many they are."""
+    first, said = next(iter(paths)), []
+    for domain, loss_N in paths[first].loss.items():
+        start = {run: float(path.loss[domain][0]) for run, path in paths.items()}
+        others = [run for run, loss in start.items() if not np.isclose(loss, loss_N[0], rtol=1e-5, atol=0)]
+        if others:
+            more = f" ({len(others) - 1} more runs differ too)" if len(others) > 1 else ""
+            said.append(
+                f"At step 0, run {others[0]} has loss {start[others[0]]:.6g} on {domain} and run {first} "
+                f"{loss_N[0]:.6g}{more}: they did not start from the same base and text. Gain and forgetting count "
+                f"from each run's own start."
+            )
     return said

@@ -41,6 +41,7 @@ def usable_zone(
     fraction: float = 0.9,
     changes: Sequence[float] | None = None,
     limit: float | None = None,
+    tolerance: float | None = None,
 ) -> Zone:
     """Return the rates around the best with at least `fraction` of its gain (and at most `limit` forgotten).
 
@@ -55,6 +56,8 @@ def usable_zone(
       fraction: of the largest gain, in (0, 1].
       changes: the forgetting at each; needed with `limit`.
       limit: the largest forgetting that is usable; None for any.
+      tolerance: by how much a usable gain may be below the largest, in place of `fraction`. Fractions compare what
+        the rate costs relative to what there is to gain, tolerances what it costs in nats.
 
     >>> zone = usable_zone([1e-4, 1e-3, 1e-2], [0.8, 1.0, 0.8])
     >>> round(zone.width, 6), zone.censored  # g falls by .1 in half a decade on each side
@@ -64,12 +67,15 @@ def usable_zone(
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be in (0, 1], got {fraction}; 0.9 is usual.")
+    if tolerance is not None and tolerance < 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance} nats/token.")
     if list(rates) != sorted(set(rates)) or len(rates) != len(gains) or not rates:
         raise ValueError(f"Rates must increase and have one gain each; got rates {list(rates)}, gains {list(gains)}.")
     gain_R = _floored(gains)
     if gain_R.max() <= 0:
         return Zone(math.nan, math.nan, False, False)
-    slacks = [gain_R - fraction * gain_R.max()]  # usable where none is negative
+    least = fraction * gain_R.max() if tolerance is None else gain_R.max() - tolerance
+    slacks = [gain_R - least]  # usable where none is negative
     if limit is not None:
         if changes is None or len(changes) != len(rates):
             raise ValueError(f"A limit of {limit} on forgetting needs the forgetting at each of {len(rates)} rates.")

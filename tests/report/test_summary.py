@@ -156,3 +156,30 @@ def test_bad_input_is_named():
         summarise(table, runs, "german", ["news"], fractions=[2])
     with pytest.raises(ValueError, match="repeat a seed"):
         summarise(table, {run: {"method": "m", "lr": 1.0, "seed": 0} for run in runs}, "german", ["news"])
+
+
+def test_many_runs_with_another_start_are_one_warning_for_each_domain():
+    other = ([8.0, 7.0, 6.0], [9.0, 8.0, 7.0], [2.0, 2.0, 2.0])
+    scratch = {f"scratch/0.1/{seed}": other for seed in range(3)}
+    german, news = _summary({"full/0.1/0": FULL_0, **scratch})["warnings"]
+    assert "scratch/0.1/0 has loss 8 on german and run full/0.1/0 4 (2 more runs differ too)" in german
+    assert "9 on news" in news
+
+
+def test_many_diverged_runs_are_one_warning():
+    lost = {f"full/0.1/{seed}": FULL_0 for seed in range(4)}
+    (warning,) = _summary(lost, **{name: {"diverged_at": 15} for name in lost})["warnings"]
+    assert warning.startswith("4 runs diverged")
+    assert all(name in warning for name in lost)
+
+
+def test_the_usable_zone_of_a_method_needs_several_rates():
+    one = _summary({"full/0.1/0": FULL_0, "full/0.1/1": FULL_1})
+    two = _summary({"full/0.1/0": FULL_0, "full/0.1/1": FULL_1, "full/1.0/0": LORA_0, "full/1.0/1": LORA_1})
+    assert one["zones"] == {}
+    # final gains: 2 and 1.5 at rate .1, 1 and 1 at rate 1; the threshold .9 * best is crossed on the way
+    widths = [(2.0 - 1.8) / (2.0 - 1.0), (1.5 - 1.35) / (1.5 - 1.0)]
+    zone = two["zones"]["full"]
+    assert zone["width"]["mean"] == pytest.approx(np.mean(widths))
+    assert (zone["open_low"], zone["open_high"], zone["censored"]) == (True, False, 2)
+    assert zone["high"] == pytest.approx(0.1 * 10 ** (0.175 / 0.75))

@@ -63,6 +63,15 @@ def test_a_limit_on_forgetting_cuts_the_zone_where_it_is_crossed():
     assert usable_zone(RATES, gains, 0.9, changes, limit=-1.0).width == 0.0
 
 
+def test_a_tolerance_is_the_same_for_much_and_for_little_gain():
+    shape = np.array([-0.4, -0.2, 0.0, -0.2, -0.4])
+    zones = [usable_zone(RATES, best + shape, tolerance=0.1) for best in (1.0, 6.0)]
+    assert zones[0].width == pytest.approx(zones[1].width) == pytest.approx(1.0)
+    by_fraction = [usable_zone(RATES, best + shape, fraction=0.9).width for best in (1.0, 6.0)]
+    assert by_fraction[0] == pytest.approx(1.0)
+    assert by_fraction[1] > 3.9
+
+
 def test_the_width_grows_as_the_fraction_falls():
     gains = [0.1, 0.6, 1.0, 0.7, 0.2]
     widths = [usable_zone(RATES, gains, fraction).width for fraction in (1.0, 0.9, 0.7, 0.5, 0.3)]
@@ -93,5 +102,7 @@ def test_wrong_inputs_are_named():
         usable_zone(RATES, [1.0] * 5, fraction=90)
     with pytest.raises(ValueError, match="Rates must increase"):
         usable_zone(RATES[::-1], [1.0] * 5)
+    with pytest.raises(ValueError, match=r"got -0\.1 nats"):
+        usable_zone(RATES, [1.0] * 5, tolerance=-0.1)
     with pytest.raises(ValueError, match=r"limit of 0\.1 .* each of 5 rates"):
         usable_zone(RATES, [1.0] * 5, limit=0.1)
