@@ -5,7 +5,7 @@ defaults of the signatures, so that what is recorded is what ran.
 """
 
 from adaptlab.config.app import compose, conf_dir, main, register_resolver, to_yaml
-from adaptlab.config.build import config_hash, fill, instantiate, split
+from adaptlab.config.build import config_hash, fill, instantiate, merge, split
 from adaptlab.config.check import GIVEN, ConfigError, Given, Traced, nearest, validate
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "fill",
     "instantiate",
     "main",
+    "merge",
     "nearest",
     "register_resolver",
     "split",

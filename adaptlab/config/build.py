@@ -5,9 +5,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adaptlab.config.check import TRACED, is_call, join, locate, marked, parameters_of
+from adaptlab.config.check import TRACED, is_call, join, locate, marked, parameters_of, validate
 
-__all__ = ["config_hash", "fill", "instantiate", "split"]
+__all__ = ["config_hash", "fill", "instantiate", "merge", "split"]
 
 
 def instantiate(node: Any, **given: Any) -> Any:
@@ -57,6 +57,26 @@ def fill(skeleton: Any, numbers: Mapping[str, Any], path: str = "") -> Any:
         key: numbers[join(path, key)] if join(path, key) in numbers else fill(value, numbers, join(path, key))
         for key, value in skeleton.items()
     }
+
+
+def merge(node: Any, changes: Any, path: str = "") -> Any:
+    """Return a validated config with changes, validated again.
+
+    A mapping without `_target_` is merged key by key; one with its own `_target_`, like any other value, replaces what
+    was there.
+
+    Args:
+      node: the config.
+      changes: what is different.
+      path: where the changes stand, for errors.
+    """
+    return validate(_merged(node, changes), path)
+
+
+def _merged(node: Any, changes: Any) -> Any:
+    if not isinstance(changes, Mapping) or not isinstance(node, Mapping) or is_call(changes):
+        return changes
+    return {**node, **{key: _merged(node.get(key), value) for key, value in changes.items()}}
 
 
 def config_hash(node: Any) -> str:

@@ -166,7 +166,14 @@ def _check_type(value: Any, parameter: inspect.Parameter, path: str, title: str)
         # What a call returns is not known yet; that it is no plain number or text is.
         if hint not in (int, float, str, bool):
             return
-    elif is_bearable(value, hint) or (type(value) is int and is_bearable(float(value), hint)):
+    elif is_bearable(value, hint) or is_bearable(_floats(value), hint):
         return
     expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise ConfigError(f"{path}={value!r}: {title} expects {expected}, not {type(value).__name__}.")
+
+
+def _floats(value: Any) -> Any:
+    """The value with its integers as floats: yaml writes 1.0 as 1."""
+    if isinstance(value, list):
+        return [_floats(one) for one in value]
+    return float(value) if type(value) is int else value

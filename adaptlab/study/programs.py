@@ -62,10 +62,17 @@ class Shared(NamedTuple):
         return self.replicas.how if self.replicas else "alone"
 
 
-def plan(members: Sequence[Member]) -> None:
-    """Log how many runs are how many programs, and which keys split them."""
+def plan(lab: Lab, members: Sequence[Member]) -> None:
+    """Log how many runs are how many programs, and which keys split them.
+
+    Raises:
+      ConfigError: a program that cannot be made for this base.
+    """
     if not members:
         return
+    for member in members:
+        if member.skeleton["carry"] and lab.base.get("optimizer") is None:
+            open_moments(lab.base)  # says what to do
     skeletons = {member.program: member.skeleton for member in members}
     text = f"{len(members)} runs are {len(skeletons)} program{'s' if len(skeletons) > 1 else ''}"
     log.info("%s%s", text, _split_by(list(skeletons.values())))

@@ -91,7 +91,7 @@ def run_tasks(
     for task in tasks:
         if task.result:
             log.info("%s has finished before", task.name)
-    plan([task.member for task in tasks if not task.result])
+    plan(lab, [task.member for task in tasks if not task.result])
     programs: dict[str, Shared] = {}
     running = list(tasks)
     for until in halving.rungs(lab.total_steps, lab.training.measure_every) if halving else ():

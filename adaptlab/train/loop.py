@@ -24,7 +24,7 @@ import numpy as np
 
 from adaptlab.train.checkpoint import Checkpoints
 from adaptlab.train.program import Numbers, Program, device_numbers, scalar_put
-from adaptlab.train.step import TrainState
+from adaptlab.train.step import TrainState, reading
 
 __all__ = ["Clock", "Course", "Fitted", "Run", "Seat", "Writer", "alone", "course", "fit"]
 
@@ -95,7 +95,7 @@ class Fitted(NamedTuple):
     @property
     def delta(self) -> Any:
         """What was trained: with early stopping, where the watched metric was best."""
-        return self.state.watch.best_delta if self.state.watch else self.state.delta
+        return self.state.watch.best_delta if self.state.watch else reading(self.state)
 
 
 Course = Generator[Any, Metrics, Fitted]
@@ -213,7 +213,7 @@ def _steps(
         if measuring or saving:
             if not settle():
                 return Fitted(seat.get(), diverged_at=step - 1)
-            measured = run.probe(numbers, run.base, seat.get().delta) if measuring else {}
+            measured = run.probe(numbers, run.base, reading(seat.get())) if measuring else {}
             if measuring:
                 writer.write(step, measured)
             if saving:

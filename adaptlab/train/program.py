@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab.adapt import Adaptation
 from adaptlab.flops import count_flops
+from adaptlab.optim import eval_params
 from adaptlab.rng import key_for
 from adaptlab.shard import Placement
 from adaptlab.train.objective import Loss, Term, make_objective
@@ -99,7 +100,8 @@ def make_program(
     watched, early = stopping
 
     def observe(numbers: Numbers, state: TrainState, value: Any) -> TrainState:
-        watch = early(numbers).observe(state.watch, value, state.step, state.delta)
+        delta = eval_params(state.opt_state, state.delta)
+        watch = early(numbers).observe(state.watch, value, state.step, delta)
         return state._replace(watch=watch)
 
     return program._replace(observe=jax.jit(observe, donate_argnums=1), watched=watched)

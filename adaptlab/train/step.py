@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from adaptlab import tree
+from adaptlab.optim import averages, eval_params
 from adaptlab.stats import Mean, merge
 from adaptlab.train.objective import Objective
 from adaptlab.train.stopping import Watch
 
-__all__ = ["TrainState", "init_state", "make_step"]
+__all__ = ["TrainState", "init_state", "make_step", "reading"]
 
 Step = Callable[["TrainState", Any, Any, jax.Array], tuple["TrainState", dict[str, jax.Array]]]
 
@@ -34,6 +35,14 @@ class TrainState(NamedTuple):
     opt_state: Any
     diverged_at: jax.Array
     watch: Any = ()
+
+
+def reading(state: TrainState) -> Any:
+    """Return the delta to measure and save: what trains, or with an optimiser that averages, its average."""
+    return _average(state.opt_state, state.delta) if averages(state.opt_state) else state.delta
+
+
+_average = jax.jit(eval_params)
 
 
 def init_state(delta: Any, optimizer: optax.GradientTransformation) -> TrainState:
