@@ -56,7 +56,9 @@ def assemble(
     tail += [optax.scale_by_learning_rate(scheduled_lr(lr, schedule, total_steps))]
     head = [] if groups is None else [mask_frozen(groups, total_steps)]
     head += [optax.identity() if clip is None else optax.clip_by_global_norm(clip)]
-    return _mixing_types(optax.chain(*head, *(tail if average is None else [average(optax.chain(*tail))])))
+    # What averages iterates computes parameters anew, which rounds: what is frozen keeps its bits.
+    guard = [] if groups is None or average is None else [mask_frozen(groups, total_steps)]
+    return _mixing_types(optax.chain(*head, *(tail if average is None else [average(optax.chain(*tail))]), *guard))
 
 
 def scheduled_lr(lr: Traced, schedule: Schedule | None, total_steps: int) -> Callable[[Any], jax.Array]:

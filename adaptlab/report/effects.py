@@ -11,7 +11,7 @@ stands in, and is named in yaml:
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -144,7 +144,13 @@ def _pairs(found: Outcomes, arm: str, against: str, rates: Rates) -> list[tuple[
     if rates == "best":
         return [(best_rate(found[arm]), best_rate(found[against]))]
     wanted = [best_rate(found[against])] if rates == "reference" else [*found[arm]] if rates == "same" else [rates]
-    return [(float(rate), float(rate)) for rate in wanted if rate in found[arm] and rate in found[against]]
+    pairs = [(_find(found[arm], rate), _find(found[against], rate)) for rate in wanted]
+    return [(a, b) for a, b in pairs if a is not None and b is not None]
+
+
+def _find(rates: Iterable[float], wanted: float | str) -> float | None:
+    """The rate that is the wanted one up to rounding: 0.1 * 1e-2 is 1e-3."""
+    return next((rate for rate in rates if math.isclose(rate, float(wanted), rel_tol=1e-9)), None)
 
 
 _ABSENT = Reading(math.nan, note="there is no run")

@@ -93,11 +93,11 @@ def _points(axes: Axes, method: Look, filled: Sequence[bool], x: Sequence[Any], 
 @styled
 def _heat_maps(cells: Cells, summary: Mapping[str, Any]) -> Figure:
     """Final gain, as a share of each method's best, and final forgetting; a cross counts the runs that diverged."""
-    names, rates = [*summary["methods"]], sorted({rate for _, rate in cells})
+    names, rates = [*summary["methods"]], list(dict.fromkeys(f"{rate:g}" for rate in sorted(r for _, r in cells)))
     gain_MR, change_MR = np.full((2, len(names), len(rates)), np.nan)
     for (name, rate), cell in cells.items():
         if cell.gains:
-            at = names.index(name), rates.index(rate)
+            at = names.index(name), rates.index(f"{rate:g}")
             gain_MR[at], change_MR[at] = np.mean(cell.gains), np.mean(cell.changes)
     top_M = np.nan_to_num(gain_MR, nan=0.0).max(1)
     share_MR = gain_MR / np.where(top_M > 0, top_M, np.nan)[:, None]
@@ -115,11 +115,11 @@ def _heat_maps(cells: Cells, summary: Mapping[str, Any]) -> Figure:
         (upper, lower), (share_MR, change_MR), (gain_MR, change_MR), scales, strict=True
     ):
         _heat_map(axes, colours_MR, scale)
-        _numbers(axes, text_MR, {(names.index(m), rates.index(r)): cell for (m, r), cell in cells.items()})
+        _numbers(axes, text_MR, {(names.index(m), rates.index(f"{r:g}")): cell for (m, r), cell in cells.items()})
         axes.set_yticks(np.arange(len(names)), [plain(name) for name in names])
     upper.set_title(f"Final gain on {plain(summary['target'])} (nats per token)")
     lower.set_title("Final mean upstream change (nats per token)")
-    lower.set_xticks(np.arange(len(rates)), [f"{rate:g}" for rate in rates])
+    lower.set_xticks(np.arange(len(rates)), rates)
     lower.set_xlabel("Learning rate")
     return figure
 

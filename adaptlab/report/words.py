@@ -141,7 +141,10 @@ def effect(verdict: Mapping[str, Any], digits: int = 3) -> str:
 def judged(verdicts: Mapping[str, Any]) -> str:
     """Say how many claims were tested, and what their number does to the intervals."""
     stated, tested = verdicts["stated"], verdicts["tested"]
-    text = f"{stated} claim{'s were' if stated > 1 else ' was'} stated before the runs; {tested} could be tested."
+    said = [row["verdict"] for row in verdicts["claims"].values()]
+    counts = listed([f"{said.count(v)} {v}" for v in ("supported", "contradicted", "inconclusive") if v in said])
+    were = "s were" if stated > 1 else " was"
+    text = f"{stated} claim{were} stated before the runs: {counts}; {tested} could be tested."
     if tested < 2:
         return text
     chance = 1 - min(row["stated_level"] for row in verdicts["claims"].values())

@@ -9,7 +9,8 @@ import pytest
 from adaptlab import config
 from adaptlab.adapt import materialize
 from adaptlab.models import LlamaShape, llama
-from experiments.forgetting import Study
+from adaptlab.report import Claim
+from experiments import forgetting, lr_schedule, pretrain
 from scripts.evaluate import Evaluation
 
 CONF = config.conf_dir()
@@ -40,8 +41,10 @@ def test_there_is_a_yaml_for_each_part_of_a_study():
     assert {name.split("/")[0] for name in GROUPS} == {
         "adapt",
         "base",
+        "claims",
         "domain",
         "experiment",
+        "groups",
         "mesh",
         "optim",
         "schedule",
@@ -55,11 +58,26 @@ def test_a_yaml_says_all_that_its_factories_need_and_nothing_else(name: str):
     assert calls(node)
 
 
-@pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in ("adapt", "optim", "schedule", "mesh")])
+LLAMA = llama(LlamaShape(32, 16, 2, 4, 2, 4, 24))
+MEMBERS = {
+    "adapt": ["init", "bind", "axes"],
+    "groups": ["rate", "decay", "start"],
+    "mesh": ["devices"],
+    "optim": ["init", "update"],
+    "schedule": [],
+}
+
+
+@pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in MEMBERS])
 def test_a_yaml_builds_what_its_group_is(name: str):
-    built = config.instantiate(config.validate(node_of(name)), total_steps=10)
-    members = {"adapt": ["init", "bind", "axes"], "optim": ["init", "update"], "schedule": [], "mesh": ["devices"]}
-    assert all(hasattr(built, member) for member in members[name.split("/")[0]])
+    built = config.instantiate(config.validate(node_of(name)), total_steps=10, fresh=LLAMA.init)
+    assert all(hasattr(built, member) for member in MEMBERS[name.split("/")[0]])
+
+
+@pytest.mark.parametrize("name", [n for n in PARTS if n.startswith("claims/")])
+def test_every_claim_has_a_rule(name: str):
+    claims = config.instantiate(config.validate(node_of(name)))
+    assert all(isinstance(one, Claim) for one in claims.values())
 
 
 @pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in ("base", "domain")])
@@ -72,8 +90,8 @@ def test_a_source_is_described_without_fetching_it(name: str):
 
 @pytest.mark.parametrize("adapt", [n for n in PARTS if n.startswith("adapt/")])
 def test_an_adaptation_yaml_fits_the_llama(adapt: str):
-    adaptation = config.instantiate(node_of(adapt))
-    base = jax.eval_shape(llama(LlamaShape(32, 16, 2, 4, 2, 4, 24)).init, jax.random.key(0))
+    adaptation = config.instantiate(node_of(adapt), fresh=LLAMA.init)
+    base = jax.eval_shape(LLAMA.init, jax.random.key(0))
 
     def merged(base: Any) -> Any:
         return materialize(adaptation.bind(base, adaptation.init(jax.random.key(0), base)))
@@ -81,12 +99,36 @@ def test_an_adaptation_yaml_fits_the_llama(adapt: str):
     assert jax.eval_shape(merged, base) == base
 
 
-@pytest.mark.parametrize("overrides", [[], *([f"experiment={Path(name).name}"] for name in PRESETS)], ids=str)
-def test_the_study_and_its_presets_fit_its_schema(overrides: list[str]):
-    node = config.compose("forgetting", overrides)
+STUDIES = {"forgetting": forgetting.Study, "lr_schedule": lr_schedule.Study, "pretrain": pretrain.Study}
+
+
+def choices(study: str) -> list[list[str]]:
+    return [[], *([f"experiment={Path(p).name}"] for p in PRESETS if Path(p).name.startswith(study))]
+
+
+@pytest.mark.parametrize(("study", "overrides"), [(s, o) for s in STUDIES for o in choices(s)], ids=str)
+def test_a_study_and_its_presets_fit_its_schema(study: str, overrides: list[str]):
+    node = config.compose(study, overrides)
     node.pop("experiment", None)
-    complete = config.validate(node, schema=Study)
-    assert config.validate(complete, schema=Study) == complete
+    complete = config.validate(node, schema=STUDIES[study])
+    assert config.validate(complete, schema=STUDIES[study]) == complete
+
+
+def test_every_preset_belongs_to_a_study():
+    assert all(Path(preset).name.startswith(tuple(STUDIES)) for preset in PRESETS)
+
+
+def test_the_arms_of_the_study_of_learning_rates_are_programs_and_its_claims_name_them():
+    node = config.validate(config.compose("lr_schedule"), schema=lr_schedule.Study)
+    study = lr_schedule.Study(**node)
+    members = study.members()
+    assert len(members) == len(study.arms) * len(study.multiples) * len(study.seeds)
+    assert len({m.program for m in members}) == len(study.arms) - 1  # the warm-up is a number
+    arms = {m.method for m in members}
+    said = [claim["effect"] for claim in study.claims.values()]
+    assert {effect[side] for effect in said for side in ("arm", "against")} <= arms
+    (one,) = lr_schedule.Study(**(node | {"seed": 7})).members()
+    assert (one.seed, one.numbers["optim.lr"]) == (7, node["optim"]["lr"])
 
 
 def test_the_evaluation_fits_its_schema():

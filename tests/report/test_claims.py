@@ -230,6 +230,17 @@ def test_a_rate_at_which_nothing_is_gained_does_not_count_among_the_same_rates()
     assert any(note.startswith("learning rate 1e-06 does not count") for note in verdict.notes)
 
 
+def test_the_same_rate_is_recognised_through_rounding():
+    rounded = tuple(rate * (1 + 2e-16) for rate in RATES)
+    assert set(rounded) != set(RATES)
+    arms = {"plain": Arm(), "arm": Arm(forgets=0.05, rates=rounded)}
+    verdicts = _judge(
+        arms,
+        *(difference(FORGETS, "arm", "plain", "lower", rates=rates) for rates in ("same", "reference", 1e-3)),
+    )
+    assert [v.effect.n for v in verdicts] == [5, 5, 5]
+
+
 def test_arms_with_other_seeds_are_independent_groups():
     arms = {"plain": Arm(), "arm": Arm(forgets=0.05, seeds=(10, 11, 12, 13, 14, 15))}
     (verdict,) = _judge(arms, difference(FORGETS, "arm", "plain", "lower"))

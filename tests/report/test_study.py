@@ -159,7 +159,8 @@ def test_verdicts_stand_on_the_page_and_in_the_files(study, tmp_path):
     verdicts = _verdicts(curves, runs)
     report = write_report(tmp_path, curves, runs, summary, PASSPORT, "", verdicts=verdicts)
     text = " ".join("".join(_parse(report.read_text()).text).split())
-    assert "2 claims were stated before the runs; 1 could be tested." in text
+    assert "2 claims were stated before the runs: " in text
+    assert "; 1 could be tested." in text
     assert "LoRA & co. forget less than <full> at equal gain." in text
     assert f"{verdicts['lora'].effect.mean:+.3f} [" in text
     assert "other was not run; the study has full, lora" in text

@@ -91,7 +91,7 @@ def test_verdicts_are_printed_with_their_effect_and_reason(make_study):
     assert "LoRA [b]forgets[/b] less." in text
     assert f"{verdicts['lora'].verdict}: " in text
     assert f"{verdicts['lora'].effect.mean:+.3f}".replace("-", "\N{MINUS SIGN}") in text
-    assert "1 claim was stated before the runs; 1 could be tested." in text
+    assert "1 claim was stated before the runs: 1 " in text
 
 
 def test_an_effect_that_is_only_a_bound_looks_like_one():
@@ -107,7 +107,12 @@ def test_an_effect_that_is_only_a_bound_looks_like_one():
 
 
 def test_many_tests_are_said_to_widen_the_intervals():
-    rows = {"a": {"stated_level": 0.95}, "b": {"stated_level": 0.9}}
+    rows = {
+        "a": {"stated_level": 0.95, "verdict": "supported"},
+        "b": {"stated_level": 0.9, "verdict": "inconclusive"},
+        "c": {"stated_level": 0.95, "verdict": "inconclusive"},
+    }
     text = words.judged({"stated": 3, "tested": 2, "claims": rows})
+    assert text.startswith("3 claims were stated before the runs: 1 supported and 2 inconclusive; 2 could be tested.")
     assert "among the 2 is at most 0.1." in text
     assert "Holm" not in words.judged({"stated": 3, "tested": 1, "claims": rows})
