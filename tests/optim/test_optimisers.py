@@ -8,6 +8,7 @@ import pytest
 
 from adaptlab import optim, tree
 from adaptlab.optim import adamw, linear, sgd
+from adaptlab.optim.group_rules import by_pattern, group
 from tests.optim.table import TREE, assert_trees_close, gradient_at, trained
 
 PARAMS = {"w": jnp.asarray([1.0, -2.0]), "b": jnp.asarray([0.5])}
@@ -217,3 +218,13 @@ def test_adamw_uses_the_momentum_of_each_update_as_torch_does():
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
         w = w - lr * ((m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * w)
         np.testing.assert_allclose(got["w"], w, rtol=1e-5)
+
+
+def test_patterns_of_groups_see_every_path_in_both_parts_of_muon():
+    late = {"layers/norm/.*": group(start=0.4), ".*/kernel(/a)?": group(0.5), ".*": group()}
+    got, _ = trained(optim.muon(0.02, total_steps=5, groups=by_pattern(late)), steps=range(2))
+    np.testing.assert_array_equal(got["layers"]["norm"]["scale"], TREE["layers"]["norm"]["scale"])
+    plain, _ = trained(optim.muon(0.02, total_steps=5), steps=range(2))
+    assert_trees_close(got["embed"], plain["embed"])
+    half, _ = trained(optim.muon(0.01, total_steps=5), steps=range(2))
+    assert_trees_close(got["layers"]["out"], half["layers"]["out"])
