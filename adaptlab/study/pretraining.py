@@ -101,45 +101,40 @@ def open_pretraining(
         )
     corpora = {name: config.instantiate(node) for name, node in domains.items()}
     tokenizer = _tokenizer(folder / _TOKENIZER, corpora, shape.vocab_size, held_out.fraction)
-    loaded = {
-        name: data.load_domain(
-            corpus,
-            tokenizer,
-            training.length,
-            held_out=held_out.fraction,
-            max_train_tokens=training.max_tokens,
-            max_held_out_tokens=held_out.tokens,
-            max_document_tokens=held_out.max_document_tokens,
-        )
-        for name, corpus in corpora.items()
-    }
-    for name, domain in loaded.items():
-        log.info("%s: %d rows of %d tokens to train on", name, len(domain.train.tokens), training.length)
+    loaded = {name: _domain(corpus, tokenizer, training, held_out) for name, corpus in corpora.items()}
+    rows = {name: len(domain.train.tokens) for name, domain in loaded.items()}
+    log.info("rows of %d tokens to train on: %s", training.length, rows)
     model = models.llama(shape)
     placement = shard.Placement(mesh, model.axes())
     key = rng.key_for(seed, "pretrain/init")
     where = placement.shardings(placement.axes, jax.eval_shape(model.init, key))
-
-    def batches(domain: data.Domain) -> list[data.Batch]:
-        fixed = data.fixed_batches(domain.held_out, held_out.batch_size)
-        return [jax.device_put(batch, placement.batch) for batch in fixed]
-
+    fixed = {name: data.fixed_batches(domain.held_out, held_out.batch_size) for name, domain in loaded.items()}
     return Pretraining(
         shape=shape,
         model=model,
         params=jax.jit(model.init, out_shardings=where)(key),
         placement=placement,
-        held_out={name: batches(domain) for name, domain in loaded.items()},
+        held_out={name: [jax.device_put(x, placement.batch) for x in batches] for name, batches in fixed.items()},
         train={name: domain.train for name, domain in loaded.items()},
         token_bytes_V=tokenizer.token_bytes_V,
         training=training,
         total_steps=training.duration.in_steps(
-            batch_size=training.batch_size,
-            length=training.length,
-            rows=sum(len(domain.train.tokens) for domain in loaded.values()),
+            batch_size=training.batch_size, length=training.length, rows=sum(rows.values())
         ),
         seed=seed,
         corpora={name: domain.provenance for name, domain in loaded.items()},
+    )
+
+
+def _domain(corpus: data.Corpus, tokenizer: data.Tokenizer, training: Training, held_out: HeldOut) -> data.Domain:
+    return data.load_domain(
+        corpus,
+        tokenizer,
+        training.length,
+        held_out=held_out.fraction,
+        max_train_tokens=training.max_tokens,
+        max_held_out_tokens=held_out.tokens,
+        max_document_tokens=held_out.max_document_tokens,
     )
 
 
