@@ -3,11 +3,14 @@
 Thin: what a sweep does stands in `adaptlab.study.sweep`.
 """
 
+import copyreg
+import importlib
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -59,10 +62,9 @@ class VmapLauncher(Launcher):
         configs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
         folders = [self._folder(config) for config in configs]
         labels = [" ".join(filter_overrides(o)) for o in job_overrides]
-        options = OmegaConf.to_container(OmegaConf.create(self.options), resolve=True)
         with ExitStack() as stack:
             jobs = [(_task(c), folder, label) for c, folder, label in zip(configs, folders, labels, strict=True)]
-            failed = stack.enter_context(together(jobs, Path(self.config.hydra.sweep.dir), options))
+            failed = stack.enter_context(together(jobs, Path(self.config.hydra.sweep.dir), self.options))
             return [
                 _failure(config, failed[folder]) if folder in failed else self._run(config)
                 for config, folder in zip(configs, folders, strict=True)
@@ -108,10 +110,15 @@ class SweepFolder(Callback):
     def __init__(self, home: str) -> None:
         self.home, self.lock = home, ExitStack()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Launchers send their callbacks to the processes of the jobs; the lock stays with the process that has it."""
+        return SweepFolder, (self.home,)
+
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the folder, and hold it until the process ends."""
         from adaptlab.study import sweep
 
+        _make_importable()
         given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
         command = {"overrides": list(config.hydra.overrides.task), "config": OmegaConf.to_yaml(_task(config))}
         wanted = Path(config.hydra.sweep.dir) if given else None
@@ -132,3 +139,25 @@ class SweepFolder(Callback):
         except ValueError as error:  # Hydra makes a warning of what callbacks raise
             sys.exit(f"The jobs are done, but not the report of the sweep: {error}")
         self.lock.close()
+
+
+def _make_importable() -> None:
+    """Let a launcher send the study to other processes by its name, so that they import it as it stands here.
+
+    What runs as `__main__` is sent by value, and there its annotations, which are what a config is checked against,
+    would refer to nothing.
+    """
+    main = sys.modules["__main__"]
+    spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    name = spec.name if spec else Path(path).stem if path else None
+    if name and sys.modules.setdefault(name, main) is main:
+        for value in vars(main).values():
+            if isinstance(value, type) and value.__module__ == "__main__":
+                value.__module__ = name
+    # Packages that load lazily may have a class of their own, which no pickler knows.
+    for kind in {type(m) for n, m in sys.modules.items() if n.partition(".")[0] == "adaptlab"} - {ModuleType}:
+        copyreg.pickle(kind, _by_name)  # pyright: ignore[reportArgumentType]
+
+
+def _by_name(module: Any) -> tuple[Any, ...]:
+    return importlib.import_module, (module.__name__,)
