@@ -90,8 +90,8 @@ def main(study: Study, folder: Path) -> float:
     target, *upstream = lab.held_out
     curves = al.report.from_journals({name: folder / "runs" / name / "journal.jsonl" for name in results})
     summary = al.report.summarise(curves, results, target=target, upstream=upstream)
-    claims = al.config.instantiate(study.claims) if study.seed is None else {}
-    verdicts = al.report.judge(claims, curves, results, target, upstream)
+    claims = al.config.instantiate(study.claims) if study.seed is None else None
+    verdicts = al.report.judge(claims, curves, results, target, upstream) if claims else None
     al.study.publish(
         folder,
         lab,

@@ -1,6 +1,7 @@
 """Optimisers and schedules: Optax transforms, nothing else."""
 
 from adaptlab.optim.adafactor import adafactor
+from adaptlab.optim.carry import carry, load_moments, save_moments
 from adaptlab.optim.cycles import (
     cosine_restarts,
     cyclic,
@@ -30,6 +31,7 @@ __all__ = [
     "adafactor",
     "adamw",
     "averages",
+    "carry",
     "constant",
     "cosine",
     "cosine_restarts",
@@ -40,11 +42,13 @@ __all__ = [
     "inverse_sqrt",
     "linear",
     "lion",
+    "load_moments",
     "muon",
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
     "range_test",
+    "save_moments",
     "schedule_free_adamw",
     "schedule_free_sgd",
     "sgd",

@@ -26,7 +26,7 @@ __all__ = [
 
 _IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "done.json"
 # What does not change any number: a study may be resumed with other values of these.
-_INCIDENTAL = ("wandb", "resume")
+_INCIDENTAL = ("wandb", "resume", "out")
 
 
 class StudyError(ValueError):

@@ -91,7 +91,8 @@ def method_program(
         return build("stopping", numbers)
 
     def carry(numbers: Mapping[str, Any], opt_state: Any, moments: Any) -> Any:
-        return build("carry", numbers, opt_state=opt_state, saved=moments)
+        betas = {beta: numbers[f"optim.{beta}"] for beta in ("b1", "b2") if f"optim.{beta}" in numbers}
+        return build("carry", numbers, opt_state=opt_state, saved=moments, **betas)
 
     return make_program(
         loss,

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from adaptlab import tree
+from adaptlab import config, tree
 from adaptlab.measure import make_probe
+from adaptlab.optim.group_table import group_table
 from adaptlab.study.bases import open_moments
 from adaptlab.study.folder import write_json
 from adaptlab.study.lab import Lab
@@ -114,6 +115,7 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     moments = (
         open_moments(lab.base, lab.pretrained.fingerprint, lab.placement) if members[0].skeleton["carry"] else None
     )
+    _log_groups(lab, program, members[0], moments)
     probe = make_probe(lab.measurement, lab.held_out, program.bind)
 
     def held_out(*args: Any) -> dict[str, float]:
@@ -134,6 +136,20 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
         *(members[0].method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
     )
     return Shared(program, replicas, held_out, moments, bench.flops(), replicas.memory_bytes, replicas.seconds)
+
+
+def _log_groups(lab: Lab, program: Program, member: Member, moments: Any) -> None:
+    """Log what the parameter groups of a member come to; a grouping in which nothing trains is an error here."""
+    if not member.skeleton["optim"].get("groups"):
+        return
+    groups = config.instantiate(config.fill(member.skeleton["optim"]["groups"], member.numbers, "optim.groups"))
+    shapes = jax.eval_shape(program.init, *device_numbers(member.numbers, 0, lab.params), lab.params, moments).delta
+    for row in group_table(groups, shapes, lab.total_steps):
+        start = "never trains" if row.start is None else f"from update {row.start}"
+        log.info(
+            "%s: %s, layers %s: %d parameters, rate x %.3g, decay x %.3g, %s",
+            *(member.method, ", ".join(row.paths), row.layers, row.parameters, row.rate, row.decay, start),
+        )
 
 
 class _Bench:

@@ -20,7 +20,6 @@ from adaptlab import config, report
 from adaptlab.study import folder as folders
 from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
 from adaptlab.study.run import Task, run_tasks
-from adaptlab.study.settings import Replication
 
 __all__ = ["Job", "claim", "finish", "together"]
 
@@ -59,8 +58,10 @@ def together(
     Yields:
       `{folder of a job: error}` of the jobs that have runs that failed.
     """
-    options = config.validate(options, "hydra.launcher", _launcher)
-    replication, halving = config.instantiate({"_target_": f"{__name__}._launcher", **options})
+    halving = options.get("halving")  # Hydra has called its factory
+    rest = {key: value for key, value in options.items() if key != "halving"}
+    target = {"_target_": "adaptlab.study.settings.Replication"}
+    replication = config.instantiate(config.validate(target | rest, "hydra.launcher"))
     labs: dict[str, tuple[dict[str, Any], list[Task]]] = {}
     for job in jobs:
         study = schema(**job.node)
@@ -84,13 +85,6 @@ def together(
         shared.append((settings, lab._replace(params=None, figures=False)))  # nothing is left to train
     with sharing(shared):
         yield failed
-
-
-def _launcher(
-    *, how: str = "auto", slots: int | None = None, memory_gib: float | None = None, halving: Any = None
-) -> tuple[Replication, Any]:
-    """What `hydra.launcher` may say."""
-    return Replication(how, slots, memory_gib), halving  # pyright: ignore[reportArgumentType]
 
 
 def _counts(jobs: Sequence[Job], labs: Mapping[str, Any]) -> tuple[int, int, int, str]:

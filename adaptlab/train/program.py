@@ -117,7 +117,12 @@ def _where(
     if isinstance(state.watch, Watch):
         watch = jax.tree.map(lambda _: everywhere, state.watch._replace(best_delta=()))._replace(best_delta=delta)
     opt_state = optax.tree_map_params(
-        optimizer, lambda _, there: there, state.opt_state, delta, transform_non_params=lambda _: everywhere
+        optimizer,
+        lambda _, there: there,
+        state.opt_state,
+        delta,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),  # where another optimiser has the leaf
     )
     return state._replace(step=everywhere, delta=delta, opt_state=opt_state, diverged_at=everywhere, watch=watch)
 

@@ -13,7 +13,20 @@ from adaptlab import config
 
 CLONE = Path(__file__).parents[2]
 PAGES = [CLONE / "README.md", CLONE / "CHANGELOG.md", CLONE / "LOG.md", *sorted((CLONE / "docs").glob("*.md"))]
-SCHEMAS = {"experiments.forgetting": ("forgetting", "Study"), "scripts.evaluate": ("evaluate", "Evaluation")}
+SCHEMAS = {
+    "experiments.forgetting": ("forgetting", "Study"),
+    "experiments.lr_schedule": ("lr_schedule", "Study"),
+    "experiments.pretrain": ("pretrain", "Study"),
+    "scripts.evaluate": ("evaluate", "Evaluation"),
+    "scripts.plot_schedule": ("plot_schedule", "Plot"),
+}
+
+
+def first(override: str) -> str:
+    """The first of the values an override sweeps over."""
+    key, _, value = override.partition("=")
+    value = re.sub(r"^range\(.*\)$", "0", value)
+    return f"{key}={value}" if value[:1] in "[{'\"" else f"{key}={value.split(',')[0]}"
 
 
 def commands() -> list[str]:
@@ -26,6 +39,8 @@ def accept(module: str, overrides: list[str]) -> None:
     """Compose and check a study's config, as the command does before it loads anything."""
     name, schema = SCHEMAS[module]
     given = [override for override in overrides if not override.startswith("-")]
+    if "-m" in overrides:  # one job of the sweep; what is Hydra's own is not in a job's config
+        given = [first(override) for override in given if not override.startswith("hydra")]
     config.validate(config.compose(name, given), schema=getattr(importlib.import_module(module), schema))
 
 

@@ -63,10 +63,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return env | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
-def start(overrides: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Popen[str]:
-    """Start the study as a user would."""
+def start(overrides: list[str], cwd: Path, env: dict[str, str], study: str = "forgetting") -> subprocess.Popen[str]:
+    """Start a study as a user would."""
     return subprocess.Popen(
-        [sys.executable, "-m", "experiments.forgetting", *overrides],
+        [sys.executable, "-m", f"experiments.{study}", *overrides],
         cwd=cwd,
         env=env,
         text=True,
@@ -75,9 +75,9 @@ def start(overrides: list[str], cwd: Path, env: dict[str, str]) -> subprocess.Po
     )
 
 
-def finish(overrides: list[str], cwd: Path, env: dict[str, str]) -> str:
-    """Run the study to its end and return what it printed."""
-    process = start(overrides, cwd, env)
+def finish(overrides: list[str], cwd: Path, env: dict[str, str], study: str = "forgetting") -> str:
+    """Run a study to its end and return what it printed."""
+    process = start(overrides, cwd, env, study)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output

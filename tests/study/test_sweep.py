@@ -1,0 +1,123 @@
+"""A sweep as one program, from the shell: the curves a run has alone, resumed in the same bits, nothing run twice."""
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adaptlab.report import read_journal
+from tests.study.conftest import finish, start
+
+JOBS = ["-m", "optim.lr=1e-3,3e-3", "seed=0,1", "optim.weight_decay=0.0,0.1", "hydra/launcher=vmap"]
+ALONE = "optim.lr=3e-3 seed=1 optim.weight_decay=0.1"
+
+
+def sweep_folder(cwd: Path) -> Path:
+    (folder,) = (cwd / "runs" / "lr_schedule").glob("sweep_*")
+    return folder
+
+
+def journals(folder: Path) -> dict[str, Any]:
+    return {str(p.relative_to(folder)): read_journal(p) for p in sorted(folder.glob("*/runs/**/journal.jsonl"))}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    paths = sorted(folder.glob("*/runs/**/result.json"))
+    return {str(p.relative_to(folder)): json.loads(p.read_text())["delta_digest"] for p in paths}
+
+
+@pytest.fixture(scope="module")
+def whole(
+    overrides: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    cwd = tmp_path_factory.mktemp("sweep")
+    return cwd, finish([*JOBS, *overrides], cwd, environment, "lr_schedule")
+
+
+def test_a_sweep_says_how_many_jobs_are_how_many_programs_and_why(whole: tuple[Path, str]):
+    _, output = whole
+    assert "8 jobs have 8 runs on 1 base" in output
+    assert "8 runs are 1 program" in output
+    assert "8 runs that differ in optim.lr, optim.weight_decay, seed" in output
+    assert "batched (vmap)" in output
+
+
+def test_every_member_is_a_run_of_its_own_and_the_sweep_has_one_report(whole: tuple[Path, str]):
+    folder = sweep_folder(whole[0])
+    for job in range(8):
+        for name in ("config.yaml", "summary.json", "curves.parquet", "passport.json"):
+            assert (folder / str(job) / name).exists()
+        assert not (folder / str(job) / "report.html").exists()
+    assert len(journals(folder)) == len(set(digests(folder).values())) == 8
+    assert (folder / "report.html").exists()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert sorted(row["seeds"] for row in summary["groups"]) == [[0, 1]] * 4
+    assert {row["method"] for row in summary["groups"]} == {
+        "run optim.weight_decay=0.0",
+        "run optim.weight_decay=0.1",
+    }
+
+
+def test_a_member_has_the_curve_it_has_alone(
+    whole: tuple[Path, str], overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    finish([*ALONE.split(), *overrides], tmp_path, environment, "lr_schedule")
+    (path,) = tmp_path.glob("runs/lr_schedule/*/runs/**/journal.jsonl")
+    jobs = journals(sweep_folder(whole[0]))
+    same = [rows for name, rows in jobs.items() if name.startswith("7/")]
+    wanted = read_journal(path)
+    assert [row.step for row in same[0]] == [row.step for row in wanted]
+    for got, row in zip(same[0], wanted, strict=True):
+        assert got.metrics == pytest.approx(row.metrics, rel=1e-4)
+
+
+def test_a_sweep_killed_at_any_moment_ends_in_the_same_bits_and_runs_nothing_twice(
+    whole: tuple[Path, str], overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    def lines() -> int:
+        # Not "**": folders of checkpoints come and go meanwhile.
+        found = tmp_path.glob("runs/lr_schedule/*/*/runs/*/*/*/journal.jsonl")
+        return sum(len(p.read_bytes().splitlines()) for p in found)
+
+    for least in (20, 70):  # of about 160 lines of all curves
+        process = start([*JOBS, *overrides], tmp_path, environment, "lr_schedule")
+        while lines() < least and process.poll() is None:
+            time.sleep(0.002)
+        assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    done = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/**/result.json")}
+    output = finish([*JOBS, *overrides], tmp_path, environment, "lr_schedule")
+    assert "Resuming the sweep" in output
+    assert all(p.stat().st_mtime_ns == then for p, then in done.items())
+    folder, wanted = sweep_folder(tmp_path), sweep_folder(whole[0])
+    assert journals(folder) == journals(wanted)
+    assert digests(folder) == digests(wanted)
+
+
+def test_halving_ends_the_worse_runs_early_and_a_free_slot_is_taken(
+    overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    halving = "hydra.launcher.halving={_target_: adaptlab.study.successive_halving, eta: 2, first: 0.25}"
+    jobs = ["-m", "optim.lr=1e-5,1e-3,1e-2,1e-4", "seed=0", "hydra/launcher=vmap", "hydra.launcher.slots=2"]
+    output = finish([*jobs, halving, *overrides], tmp_path, environment, "lr_schedule")
+    results = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("runs/**/result.json"))]
+    pruned = {r["lr"]: r["pruned_at"] for r in results}
+    assert sorted(str(at) for at in pruned.values()) == ["3", "3", "6", "None"]
+    assert "step 3: 2 of 4 runs go on" in output
+    assert {r["slots"] for r in results} == {2}
+    losses = {r["lr"]: r["target_loss"] for r in results}
+    assert min(losses, key=losses.__getitem__) == next(lr for lr, at in pruned.items() if at is None)
+
+
+def test_carrying_over_a_state_that_is_not_known_is_refused_before_anything_runs(
+    overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    process = start(["seeds=[0]", "multiples=[1]", *overrides], tmp_path, environment, "lr_schedule")
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode != 0
+    assert "python -m experiments.pretrain" in output
+    assert not list(tmp_path.glob("runs/**/journal.jsonl"))
