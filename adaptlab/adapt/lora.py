@@ -86,7 +86,7 @@ def lora(
             if a is None or b is None:
                 return w
             if effective_rank is not None:
-                b = jnp.where((jnp.arange(rank) < used)[:, None], b, 0.0)
+                b = jnp.where((jnp.arange(rank, dtype=jnp.float32) < used)[:, None], b, 0.0)
             return leaf.LowRank(w, a, b, jnp.full(a.shape[:-2], scale, jnp.float32))
 
         return tree.map_with_path(node, base, is_leaf=leaf.is_node)
