@@ -45,7 +45,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
 
 def test_the_wheel_holds_the_licence_and_nothing_of_the_clone(wheel):
     tops = {name.partition("/")[0] for name in names(wheel)}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"adaptlab"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"adaptlab", "hydra_plugins"}
     assert any(name.endswith("licenses/LICENSE") for name in names(wheel))
 
 
