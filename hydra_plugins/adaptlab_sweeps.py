@@ -5,7 +5,9 @@ Thin: what a sweep does stands in `adaptlab.study.sweep`.
 
 import copyreg
 import importlib
+import logging
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,7 +21,10 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrid
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.plugins.launcher import Launcher
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,6 +66,8 @@ class VmapLauncher(Launcher):
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         configs = [self._compose(list(o), initial_job_idx + i) for i, o in enumerate(job_overrides)]
         folders = [self._folder(config) for config in configs]
+        for folder in folders:
+            _wait_for(folder)
         labels = [" ".join(filter_overrides(o)) for o in job_overrides]
         with ExitStack() as stack:
             jobs = [(_task(c), folder, label) for c, folder, label in zip(configs, folders, labels, strict=True)]
@@ -130,6 +137,11 @@ class SweepFolder(Callback):
                 o for o in config.hydra.overrides.hydra if not o.startswith("hydra.sweep.dir=")
             ] + [f"hydra.sweep.dir='{folder}'"]
 
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Wait for a process that outlived the sweep that started it, as on a cluster, and still runs this job."""
+        if config.hydra.mode == RunMode.MULTIRUN:
+            _wait_for(Path(config.hydra.runtime.output_dir))
+
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write the report of the sweep."""
         from adaptlab.study import sweep
@@ -139,6 +151,21 @@ class SweepFolder(Callback):
         except ValueError as error:  # Hydra makes a warning of what callbacks raise
             sys.exit(f"The jobs are done, but not the report of the sweep: {error}")
         self.lock.close()
+
+
+def _wait_for(folder: Path) -> None:
+    from adaptlab.study.folder import StudyError, locked
+
+    told = False
+    while True:
+        try:
+            with locked(folder):
+                return
+        except StudyError as error:
+            if not told:
+                log.warning("%s Waiting for it.", error)
+                told = True
+            time.sleep(1.0)
 
 
 def _make_importable() -> None:
