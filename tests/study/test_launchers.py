@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from adaptlab.report import read_journal
+from adaptlab.study.folder import locked
 from tests.study.conftest import finish, start
 
 STUDY = "lr_schedule"
@@ -97,7 +99,14 @@ def test_a_sweep_killed_with_one_launcher_is_ended_by_another_and_nothing_runs_t
     process.communicate()
     (done,) = tmp_path.glob(DONE)
     then = done.stat().st_mtime_ns
-    sweep = run([*GRID, "hydra/launcher=vmap"], overrides, tmp_path, environment)
+    sweep = done.parents[1]
+    with locked(sweep / "1"):  # as a job on a cluster does that outlived the process that sent it
+        process = start([*GRID, "hydra/launcher=vmap", *overrides], tmp_path, environment, STUDY)
+        assert process.stdout is not None
+        said = list(takewhile(lambda line: "Waiting for it" not in line, process.stdout))
+        assert process.poll() is None, "".join(said)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
     assert done.stat().st_mtime_ns == then
     assert (sweep / "report.html").exists()
     found = outcomes(sweep)
