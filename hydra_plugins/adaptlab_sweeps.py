@@ -126,10 +126,14 @@ class SweepFolder(Callback):
         from adaptlab.study import sweep
 
         _make_importable()
+        _seed_the_sampler(config)
         given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
         command = {"overrides": list(config.hydra.overrides.task), "config": OmegaConf.to_yaml(_task(config))}
         wanted = Path(config.hydra.sweep.dir) if given else None
-        folder = sweep.claim(Path(self.home), wanted, command, self.lock)
+        try:
+            folder = sweep.claim(Path(self.home), wanted, command, self.lock)
+        except (ValueError, OSError) as error:  # Hydra makes a warning of what callbacks raise, and goes on
+            sys.exit(f"There is no folder for the sweep: {error}")
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)
             # Every job's config is composed anew, from these.
@@ -148,7 +152,7 @@ class SweepFolder(Callback):
 
         try:
             print(f"Report of the sweep: {sweep.finish(Path(config.hydra.sweep.dir))}")
-        except ValueError as error:  # Hydra makes a warning of what callbacks raise
+        except ValueError as error:
             sys.exit(f"The jobs are done, but not the report of the sweep: {error}")
         self.lock.close()
 
@@ -166,6 +170,14 @@ def _wait_for(folder: Path) -> None:
                 log.warning("%s Waiting for it.", error)
                 told = True
             time.sleep(1.0)
+
+
+def _seed_the_sampler(config: DictConfig) -> None:
+    """A search is resumed by being repeated: it must propose the same trials again."""
+    sampler = OmegaConf.select(config, "hydra.sweeper.sampler")
+    if isinstance(sampler, DictConfig) and "seed" in sampler and sampler.seed is None:
+        sampler.seed = 0
+        log.info("hydra.sweeper.sampler.seed=0, so that the search can be resumed")
 
 
 def _make_importable() -> None:

@@ -34,7 +34,6 @@ SEARCH = [
     "optim.lr=tag(log,interval(1e-4,1e-2))",
     "optim.weight_decay=interval(0,0.1)",
     "hydra/sweeper=optuna",
-    "hydra.sweeper.sampler.seed=1",
     "hydra.sweeper.n_trials=6",
 ]
 SAMPLERS = {
