@@ -122,12 +122,13 @@ def test_launchers_with_processes_of_their_own_give_the_same_bits_and_resume(
     launcher: str,
     plugin: str,
     options: list[str],
-    basic: Path,
     overrides: list[str],
     environment: dict[str, str],
     tmp_path: Path,
+    request: pytest.FixtureRequest,
 ):
     pytest.importorskip(plugin)
+    basic = request.getfixturevalue("basic")
     sweep = run_killed([*GRID, f"hydra/launcher={launcher}", *options], overrides, tmp_path, environment, results=1)
     assert (sweep / "report.html").exists()
     assert outcomes(sweep) == outcomes(basic)
