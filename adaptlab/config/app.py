@@ -160,13 +160,14 @@ def _jobs_together(
 def _override_hints(name: str, argv: list[str]) -> list[str]:
     from omegaconf import OmegaConf
 
+    pairs = [(a.lstrip("+~").partition("=")[0], a) for a in argv if "=" in a and not a.startswith("-")]
+    groups = [a for key, a in pairs if (conf_dir() / key.split("@")[0]).is_dir()]
     try:
-        keys = _dotted(OmegaConf.to_container(_composed(name), resolve=False))
+        keys = _dotted(OmegaConf.to_container(_composed(name, groups), resolve=False))
     except Exception:  # then the config itself is wrong, and Hydra has said so
         return []
-    given = [a.partition("=")[0].lstrip("+~").split("@")[0] for a in argv if "=" in a and not a.startswith("-")]
-    unknown = [k for k in given if k not in keys and not k.startswith("hydra")]
-    return [f"{k!r} is not a key of {name!r}.{nearest(k, keys)}" for k in unknown if "/" not in k]
+    unknown = [key for key, a in pairs if a not in groups and key not in keys and not key.startswith("hydra")]
+    return [f"{key!r} is not a key of {name!r}.{nearest(key, keys)}" for key in unknown if "/" not in key]
 
 
 def _dotted(node: Any, path: str = "") -> list[str]:

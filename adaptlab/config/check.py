@@ -73,6 +73,8 @@ def parameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     try:
         hints = typing.get_type_hints(factory, include_extras=True)
     except Exception:
+        if dataclasses.is_dataclass(factory):
+            raise  # a study's own schema: without its hints, its sections would go unchecked
         hints = {}
     parameters = inspect.signature(factory).parameters
     return {n: p.replace(annotation=hints.get(n, Any)) for n, p in parameters.items()}

@@ -124,7 +124,7 @@ def claim(home: Path, wanted: Path | None, command: Mapping[str, Any], lock: Exi
             log.info("Resuming the sweep in %s", folder)
         folders.write_json(path, command)
         return folder
-    folder = home / f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    folder = home / f"sweep_{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     lock.enter_context(folders.locked(folder))
     folders.write_json(folder / _COMMAND, command)
     return folder

@@ -34,6 +34,23 @@ def test_the_merged_matrix_is_w_plus_scale_a_b(scaling: Any, scale: float):
     np.testing.assert_allclose(merged["layers"]["q"]["kernel"], wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_an_effective_rank_is_the_adaptation_of_that_rank():
+    wide, narrow = lora(4, alpha=6.0, effective_rank=2.0), lora(2, alpha=6.0)
+    delta = random_delta(wide)
+    cut = {"a": lambda x: x[..., :2], "b": lambda x: x[..., :2, :]}
+    small = tree.map_with_path(lambda path, x: cut[path[-1]](x), delta)
+    got, wanted = (materialize(a.bind(BASE, d)) for a, d in ((wide, delta), (narrow, small)))
+    for path, x in tree.flatten(wanted).items():
+        np.testing.assert_allclose(tree.flatten(got)[path], x, rtol=1e-6, atol=1e-6)
+
+    def total(delta: Any) -> jax.Array:
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(materialize(wide.bind(BASE, delta))))
+
+    grads = tree.flatten(jax.grad(total)(delta))
+    assert not np.any(grads["layers/q/kernel/a"][..., 2:])
+    assert not np.any(grads["layers/q/kernel/b"][..., 2:, :])
+
+
 def test_only_what_is_selected_is_adapted():
     adaptation = lora(2, select=["layers/q/kernel", "head/.*"])
     delta = adaptation.init(KEY, BASE)

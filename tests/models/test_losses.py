@@ -1,10 +1,15 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from adaptlab.data import Batch
-from adaptlab.models import Model, cross_entropy, language_modelling
+from adaptlab.models import LlamaShape, Model, cross_entropy, language_modelling, llama
+from adaptlab.models.layers import dropped
+from tests.laws.table import text_batch
 
 
 def test_cross_entropy_is_the_log_of_the_softmax():
@@ -40,3 +45,59 @@ def test_the_loss_is_a_sum_over_the_targets_that_count():
     log_p = jax.nn.log_softmax(table)
     np.testing.assert_allclose(mean.sum, -(log_p[0, 1] + log_p[1, 2] + log_p[3, 4]), rtol=1e-5)
     assert mean.weight == 3
+
+
+LLAMA = llama(LlamaShape(vocab_size=32, width=16, depth=2, heads=4, kv_heads=2, head_width=6, ffn_width=20))
+
+
+def mean_loss(seed: int = 0, **options: Any) -> float:
+    params = LLAMA.init(jax.random.key(1))
+    loss = jax.jit(lambda options, key: language_modelling(LLAMA, **options)(params, text_batch(0), key).value)
+    return float(loss(options, jax.random.key(seed)))
+
+
+def test_options_that_are_none_ask_for_no_randomness():
+    assert mean_loss(0) == mean_loss(1)
+
+
+@pytest.mark.parametrize("option", ["dropout", "label_noise"])
+def test_a_rate_of_zero_is_the_plain_loss_and_a_higher_one_depends_on_the_key(option: str):
+    assert mean_loss(**{option: 0.0}) == pytest.approx(mean_loss(), rel=1e-6)
+    assert mean_loss(0, **{option: 0.5}) != mean_loss(1, **{option: 0.5})
+
+
+def test_label_noise_replaces_targets_at_its_rate():
+    table = 8.0 * jnp.eye(32)
+
+    def confident(params: Any, tokens: Any, **_: Any) -> jax.Array:
+        return table[batch.targets]
+
+    batch = text_batch(0)._replace(weights=jnp.ones((8, 6)))
+    loss = language_modelling(LLAMA._replace(apply=confident), label_noise=0.25)
+    losses = [float(loss(None, batch, jax.random.key(k)).value) for k in range(200)]
+    right, wrong = float(cross_entropy(8.0 * jnp.eye(32)[:1], jnp.zeros(1, jnp.int32))[0]), 8.0
+    expected = right + 0.25 * 31 / 32 * wrong  # a uniform draw is the target itself once in 32
+    assert np.mean(losses) == pytest.approx(expected, rel=0.05)
+
+
+def test_label_smoothing_is_the_mixture_with_the_uniform_distribution():
+    logits = jax.random.normal(jax.random.key(3), (8, 6, 32))
+    batch = text_batch(0)
+    loss = language_modelling(LLAMA._replace(apply=lambda *_, **__: logits), label_smoothing=0.1)
+    log_p = np.asarray(jax.nn.log_softmax(logits))
+    target = np.take_along_axis(log_p, np.asarray(batch.targets)[..., None], -1)[..., 0]
+    weights = np.asarray(batch.weights)
+    wanted = -((0.9 * target + 0.1 * log_p.mean(-1)) * weights).sum() / weights.sum()
+    assert float(loss(None, batch, jax.random.key(0)).value) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_dropout_drops_its_share_and_keeps_the_expectation():
+    class Dropping(nn.Module):
+        @nn.compact
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return dropped(self, x, 0.3)
+
+    x = jnp.ones((200, 500))
+    y = np.asarray(Dropping().apply({}, x, rngs={"dropout": jax.random.key(0)}))
+    assert set(np.unique(y)) == {0.0, np.float32(1 / 0.7)}
+    assert y.mean() == pytest.approx(1.0, abs=0.01)

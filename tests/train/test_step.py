@@ -10,7 +10,7 @@ from adaptlab import tree
 from adaptlab.adapt import full
 from adaptlab.optim import adamw
 from adaptlab.stats import Mean
-from adaptlab.train import TrainState, init_state, make_objective, make_step
+from adaptlab.train import TrainState, init_state, l2_sp, make_objective, make_step
 from tests.train.toy import BASE, points, squares
 
 KEY = jax.random.key(0)
@@ -102,3 +102,11 @@ def test_a_batch_without_weight_moves_nothing():
     np.testing.assert_array_equal(state.delta["w"], BASE["w"])
     assert metrics["weight"] == 0
     assert metrics["grad_norm"] == 0
+
+
+def test_l2_sp_pulls_towards_the_base_and_what_is_no_weight_of_it_towards_zero():
+    base = {"w": jnp.asarray([1.0, 2.0])}
+    term = l2_sp(strength=0.5)
+    assert float(term({"w": jnp.asarray([1.0, 4.0])}, base)) == pytest.approx(0.25 * 4.0)
+    assert float(term({"w": {"a": jnp.asarray([3.0])}}, base)) == pytest.approx(0.25 * 9.0)
+    np.testing.assert_array_equal(jax.grad(term)({"w": base["w"]}, base)["w"], jnp.zeros(2))
