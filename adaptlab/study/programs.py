@@ -26,8 +26,9 @@ __all__ = ["Shared", "plan", "share"]
 log = logging.getLogger(__name__)
 
 _CHOICES = "programs.json"
-_TRIAL_SLOTS, _TRIAL_STEPS = 4, 2
+_TRIAL_SLOTS, _TRIAL_STEPS = (4, 16), 2
 _GIB = 2.0**30
+_NEAR = 1.05  # times the fastest is as fast
 _ROOM = 0.8  # of the memory that is free, what a program may take
 
 
@@ -208,30 +209,38 @@ def _decide(bench: _Bench, count: int, folder: Path, replication: Replication) -
         return known[key]["slots"], known[key]["how"]
     if count == 1 or replication.how == "alone":
         slots, how = 1, "alone"
+    elif replication.how == "auto":
+        how, slots = _fastest(bench, replication.slots or count, replication)
     else:
-        how = _how(bench, count) if replication.how == "auto" else replication.how
-        slots = _fit(bench, replication.slots or count, how, replication)
+        how, slots = replication.how, _fit(bench, replication.slots or count, replication.how, replication)
     write_json(path, known | {key: {"slots": slots, "how": how, "method": bench.member.method}})
     return slots, how
 
 
-def _how(bench: _Bench, count: int) -> How:
-    """Measure which is faster, batching or taking turns."""
-    slots = _rounded(min(count, _TRIAL_SLOTS * bench.replica), bench.replica)
-    seconds = {how: bench.seconds(bench.replicas(slots, how)) for how in ("vmap", "map")}
-    faster: How = "vmap" if seconds["vmap"] <= seconds["map"] else "map"
-    log.info(
-        "%s: an update among %d takes %.3f s batched (vmap) and %.3f s in turn (map): %s",
-        *(bench.member.method, slots, seconds["vmap"], seconds["map"], faster),
-    )
-    return faster
+def _fastest(bench: _Bench, wanted: int, replication: Replication) -> tuple[How, int]:
+    """Measure which is faster, batching or taking turns, and whether more slots help.
+
+    On an accelerator small runs fill the chip together; on a CPU more of them at a time may only fill its caches.
+    """
+    ways: tuple[How, ...] = ("vmap", "map")
+    most = {how: _fit(bench, wanted, how, replication) for how in ways}
+    trials: list[tuple[How, int]] = [
+        (how, n) for how in ways for n in sorted({min(most[how], n * bench.replica) for n in _TRIAL_SLOTS})
+    ]
+    seconds = {trial: bench.seconds(bench.replicas(trial[1], trial[0])) for trial in trials}
+    near = [trial for trial in trials if seconds[trial] <= _NEAR * min(seconds.values())]
+    how, slots = max(near, key=lambda trial: (trial[1], -seconds[trial]))
+    told = ", ".join(f"{t:.3f} s among {n} by {h}" for (h, n), t in seconds.items())
+    log.info("%s: an update takes %s: %s", bench.member.method, told, how)
+    # The fastest that was tried; if that was the largest of its kind, as many as there are.
+    return how, most[how] if slots == max(n for h, n in trials if h == how) else slots
 
 
 def _fit(bench: _Bench, wanted: int, how: How, replication: Replication) -> int:
     """Return how many slots fit into memory, by the compiler's own account of a few."""
     wanted = _rounded(wanted, bench.replica)
     limit = replication.memory_gib * _GIB if replication.memory_gib else _ROOM * _free_bytes()
-    few = min(wanted, _TRIAL_SLOTS * bench.replica)
+    few = min(wanted, _TRIAL_SLOTS[0] * bench.replica)
     base = max(tree.nbytes(bench.lab.params), 1)
     each = max(1.0, (bench.replicas(few, how).memory_bytes - base) / (few / bench.replica))
     most = int((limit - base) / each) * bench.replica

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from adaptlab import config, report
 from adaptlab.study import folder as folders
@@ -148,7 +147,7 @@ def finish(folder: Path) -> Path:
         table = report.load_curves(part / "curves.parquet")
         tables.append(table.set_column(0, "run", pa.array([f"{part.name}/{n}" for n in table["run"].to_pylist()])))
     curves = pa.concat_tables(tables)
-    curves = curves.filter(pc.is_in(curves["run"], pa.array(list(runs))))
+    curves = curves.filter(pa.array([run in runs for run in curves["run"].to_pylist()]))
     target, upstream = summaries[0]["target"], summaries[0]["upstream"]
     summary = report.summarise(curves, runs, target=target, upstream=upstream)
     passports = [json.loads((p / "passport.json").read_text()) for p in parts]

@@ -22,9 +22,9 @@ RECIPE = {
 class Bench:
     """Half a GiB of base, and one GiB for each slot on a device; the batched way is slower or faster as one says."""
 
-    def __init__(self, replica: int = 1, faster: str = "map") -> None:
+    def __init__(self, replica: int = 1, faster: str = "map", crowd: int | None = None) -> None:
         (self.member,) = members({"plain": config.validate(RECIPE)}, [0])
-        self.replica, self.faster = replica, faster
+        self.replica, self.faster, self.crowd = replica, faster, crowd
         self.lab = SimpleNamespace(params={"w": np.zeros(GIB // 8, np.float32)})
         self.compiled: list[tuple[int, str]] = []
 
@@ -33,7 +33,8 @@ class Bench:
         return SimpleNamespace(slots=slots, how=how, memory_bytes=GIB // 2 + GIB * slots // self.replica)
 
     def seconds(self, replicas: Any) -> float:
-        return 1.0 if replicas.how == self.faster else 2.0
+        crowded = self.crowd is not None and replicas.slots > self.crowd
+        return (1.0 if replicas.how == self.faster else 2.0) + crowded
 
 
 def decided(count: int, folder: Path, bench: Bench | None = None, **options: Any) -> tuple[int, Any]:
@@ -44,6 +45,11 @@ def decided(count: int, folder: Path, bench: Bench | None = None, **options: Any
 @pytest.mark.parametrize("faster", ["vmap", "map"])
 def test_the_faster_way_is_taken(faster: str, tmp_path: Path):
     assert decided(8, tmp_path, Bench(faster=faster), memory_gib=100) == (8, faster)
+
+
+def test_more_slots_are_taken_only_if_they_do_not_slow_each_other(tmp_path: Path):
+    assert decided(60, tmp_path / "free", Bench(), memory_gib=100) == (60, "map")
+    assert decided(60, tmp_path / "crowded", Bench(crowd=10), memory_gib=100) == (4, "map")
 
 
 def test_as_many_slots_as_fit_into_memory_are_taken(tmp_path: Path):

@@ -42,7 +42,7 @@ def test_a_sweep_says_how_many_jobs_are_how_many_programs_and_why(whole: tuple[P
     assert "8 jobs have 8 runs on 1 base" in output
     assert "8 runs are 1 program" in output
     assert "8 runs that differ in optim.lr, optim.weight_decay, seed" in output
-    assert "batched (vmap)" in output
+    assert "among 4 by vmap" in output
 
 
 def test_every_member_is_a_run_of_its_own_and_the_sweep_has_one_report(whole: tuple[Path, str]):
