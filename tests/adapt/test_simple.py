@@ -1,4 +1,5 @@
 import doctest
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from adaptlab import tree
-from adaptlab.adapt import frozen, full, lora, partition, simple
+from adaptlab.adapt import frozen, full, lora, partition, scratch, simple
 
 BASE = {"body": {"kernel": jnp.ones((3, 4)), "scale": jnp.ones(3)}, "head": {"kernel": jnp.ones((4, 2))}}
 KEY = jax.random.key(0)
@@ -58,3 +59,15 @@ def test_a_pattern_that_matches_nothing_is_an_error():
 
 def test_docstring_examples_hold():
     assert doctest.testmod(simple).failed == 0
+
+
+def test_training_from_scratch_starts_from_the_models_own_weights_and_never_sees_the_bases():
+    def fresh(key: jax.Array) -> Any:
+        return {"w": jax.random.normal(key, (3,))}
+
+    base = {"w": jnp.full(3, jnp.nan)}
+    adaptation = scratch(fresh=fresh)
+    one, other = (adaptation.init(jax.random.key(seed), base) for seed in (0, 1))
+    assert not np.array_equal(one["w"], other["w"])
+    assert adaptation.bind(base, one) is one
+    np.testing.assert_array_equal(one["w"], fresh(jax.random.key(0))["w"])
