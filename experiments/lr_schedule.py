@@ -11,7 +11,7 @@ that decides it, and is judged by those rules: supported, contradicted or inconc
 
     python -m experiments.pretrain                                  first: the small base, with its optimiser's state
     python -m experiments.lr_schedule                               all arms x learning rates x seeds
-    python -m experiments.lr_schedule base=smollm2 '~arms.carried_state' optim.lr=1e-4
+    python -m experiments.lr_schedule base=smollm2 '~arms.carried_state' '~arms.decayed_state' optim.lr=1e-4
     python -m experiments.lr_schedule -m optim.lr=1e-4,3e-4,1e-3,3e-3 'seed=range(8)' hydra/launcher=vmap
 """
 

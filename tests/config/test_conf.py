@@ -123,7 +123,7 @@ def test_the_arms_of_the_study_of_learning_rates_are_programs_and_its_claims_nam
     study = lr_schedule.Study(**node)
     members = study.members()
     assert len(members) == len(study.arms) * len(study.multiples) * len(study.seeds)
-    assert len({m.program for m in members}) == len(study.arms) - 1  # the warm-up is a number
+    assert len({m.program for m in members}) == len(study.arms) - 2  # warm-up and decay of the state are numbers
     arms = {m.method for m in members}
     said = [claim["effect"] for claim in study.claims.values()]
     assert {effect[side] for effect in said for side in ("arm", "against")} <= arms
