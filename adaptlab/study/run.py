@@ -140,22 +140,26 @@ def _run_due(
 def _run_group(
     lab: Lab, tasks: Sequence[Task], shared: Shared, until: int | None, final: bool
 ) -> Iterable[tuple[Task, Any]]:
-    """Run tasks of one program and return their outcomes."""
-    quiet = shared.replicas is not None
+    """Run tasks of one program and return their outcomes; the exception of one that failed."""
+    together = shared.replicas is not None
 
     def begin(task: Task, seat: Seat, clock: Clock) -> Generator[Any, Any, Any]:
-        place = lab.batches(task.member.seed)
-        batches = place if quiet else lambda step: lab.put(place(step))
+        stream = lab.batches(task.member.seed)
+        batches = stream if together else lambda step: lab.put(stream(step))
         return _attend(lab, task, shared, batches, seat, clock, until, final)
 
     if shared.replicas is None:
-        return [
-            (t, alone(functools.partial(begin, t), shared.program, lab.params, t.member.numbers, t.member.seed))
-            for t in tasks
-        ]
+        return [(task, _alone(lab, task, shared, functools.partial(begin, task))) for task in tasks]
     works = [Work(t.member.numbers, t.member.seed, functools.partial(begin, t)) for t in tasks]
     outcomes = fit_replicas(shared.replicas, lab.params, works)
     return [(task, outcomes[i]) for i, task in enumerate(tasks)]
+
+
+def _alone(lab: Lab, task: Task, shared: Shared, begin: Callable[[Seat, Clock], Generator[Any, Any, Any]]) -> Any:
+    try:
+        return alone(begin, shared.program, lab.params, task.member.numbers, task.member.seed)
+    except Exception as error:  # one run's failure is not the others'
+        return error
 
 
 def _attend(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaptlab import config
-from adaptlab.study import Replication, members
+from adaptlab.study import Replication, members, run
 from adaptlab.study.programs import _decide, plan
 
 GIB = 2**30
@@ -89,3 +89,17 @@ def test_the_plan_names_the_keys_that_split_programs(caplog: pytest.LogCaptureFi
     assert "4 runs are 2 programs, split by adapt._target_" in caplog.text
     assert "adapt.rank" in caplog.text
     assert "full: 2 runs that differ in seed" in caplog.text
+
+
+def test_a_run_that_fails_alone_does_not_stop_the_next(monkeypatch: pytest.MonkeyPatch):
+    def alone(begin: Any, program: Any, base: Any, numbers: Any, seed: int) -> str:
+        if seed == 0:
+            raise OSError("the disk is full")
+        return f"seed {seed}"
+
+    monkeypatch.setattr(run, "alone", alone)
+    tasks = [run.Task(m, Path(), m.name, "", {}) for m in members({"plain": config.validate(RECIPE)}, [0, 1])]
+    shared: Any = SimpleNamespace(replicas=None, program=None)
+    outcomes = [o for _, o in run._run_group(SimpleNamespace(params=None), tasks, shared, None, False)]  # pyright: ignore
+    assert isinstance(outcomes[0], OSError)
+    assert outcomes[1] == "seed 1"
