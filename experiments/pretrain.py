@@ -8,7 +8,7 @@ Because nothing about it is unknown, neither the text nor the state of the optim
 published model cannot: whether a fine-tuning that goes on with the moments of pretraining forgets otherwise than one
 that starts them afresh.
 
-    python -m experiments.pretrain                              five minutes on two cores, once; then it says so
+    python -m experiments.pretrain                              up to 13 minutes on two cores, once
     python -m experiments.pretrain out=bases/wide model.width=384 model.heads=12 training.duration.steps=2000
     python -m experiments.forgetting base=small                 a study of it
 """
