@@ -51,7 +51,9 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     batches = al.data.fixed_batches(packed, min(job.batch_size, len(packed.tokens)))
     if job.delta is not None:
         saved = al.adapt.load_delta(job.delta, base=pretrained.fingerprint)
-        params = al.config.instantiate(saved.adapt, fresh=pretrained.model.init).bind(params, saved.delta)
+        model = pretrained.model
+        adaptation = al.config.instantiate(saved.adapt, fresh=model.init, slots=model.slots())
+        params = adaptation.bind(params, saved.delta)
     probe = al.measure.make_probe(
         al.measure.held_out_text(pretrained.model, tokenizer.token_bytes_V), {"text": batches}
     )

@@ -18,11 +18,14 @@ class Adaptation(NamedTuple):
       bind: `(base, delta) -> params`: the base's paths, with arrays or weight nodes (`adaptlab.leaf`) as leaves. At
         `delta = init(key, base)` the bound model computes what the base computes.
       axes: `base_axes -> delta_axes`: the logical axis names of delta's arrays.
+      sample: `(base, delta, key) -> params`: what a training step binds instead, where a method draws at random in
+        every step (a mask, a noise); None where it does not.
     """
 
     init: Callable[[Any, PyTree], PyTree]
     bind: Callable[[PyTree, PyTree], PyTree]
     axes: Callable[[PyTree], PyTree]
+    sample: Callable[[PyTree, PyTree, Any], PyTree] | None = None
 
 
 def materialize(params: PyTree) -> PyTree:

@@ -3,7 +3,7 @@
 from adaptlab.models.llama import REMAT_POLICIES, LlamaShape, llama
 from adaptlab.models.losses import cross_entropy, language_modelling
 from adaptlab.models.mlp import mlp
-from adaptlab.models.model import Model, Pretrained
+from adaptlab.models.model import Model, Pretrained, Slot
 from adaptlab.models.pretrained import pretrained, save_hf
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "LlamaShape",
     "Model",
     "Pretrained",
+    "Slot",
     "cross_entropy",
     "language_modelling",
     "llama",

@@ -7,16 +7,30 @@ Letters: B batch, T query time, S key time, D model, H heads, G key/value heads,
 width, V vocabulary, Z = B·G, R = N·T.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adaptlab import leaf
+from adaptlab import leaf, tree
 
-__all__ = ["Embed", "Linear", "RMSNorm", "attention", "causal_mask", "dropped", "rotary", "rotary_angles"]
+__all__ = [
+    "Embed",
+    "Linear",
+    "RMSNorm",
+    "attention",
+    "causal_mask",
+    "dropped",
+    "prompted",
+    "refuse_unread",
+    "residual",
+    "rotary",
+    "rotary_angles",
+    "slot",
+    "with_prefix",
+]
 
 
 def read(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], axes: tuple) -> Any:
@@ -24,6 +38,67 @@ def read(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[in
     if module.is_initializing():
         module.param(name, nn.with_partitioning(init, axes), shape)
     return nn.unbox(module.get_variable("params", name))
+
+
+def slot(module: nn.Module, name: str) -> Any:
+    """Return the node bound at a slot of a module, or None."""
+    return module.get_variable("params", name) if module.has_variable("params", name) else None
+
+
+def residual(module: nn.Module, name: str, y: jax.Array, x: jax.Array) -> jax.Array:
+    """Return what the node at a "residual" slot makes of a sub-layer's output y and input x; y itself if none is."""
+    node = slot(module, name)
+    return y if node is None else node(y, x)
+
+
+def refuse_unread(params: Any, axes: Any, slots: Mapping[str, Any]) -> None:
+    """Raise for leaves that no layer reads: a misspelt slot would otherwise train nothing, silently.
+
+    Raises:
+      ValueError: names the paths, and the slots there are.
+    """
+    known = tree.flatten(axes, lambda x: isinstance(x, tuple)).keys() | slots.keys()
+    if unread := sorted(tree.flatten(params, leaf.is_node).keys() - known):
+        raise ValueError(f"Nothing of the model reads {unread}. It has the slots {sorted(slots)}.")
+
+
+def with_prefix(
+    node: Any, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Put a prefix's keys and values, which all queries see, in front of the sequence's own."""
+    if node is None:
+        return k_BSGK, v_BSGK, mask_BTS
+
+    def front(prefix_PGK: jax.Array, x_BSGK: jax.Array) -> jax.Array:
+        prefix = jnp.broadcast_to(prefix_PGK[None].astype(x_BSGK.dtype), (x_BSGK.shape[0], *prefix_PGK.shape))
+        return jnp.concatenate([prefix, x_BSGK], axis=1)
+
+    k_PGK, v_PGK = node.keys_values()
+    seen = jnp.ones((*mask_BTS.shape[:2], k_PGK.shape[0]), bool)
+    return front(k_PGK, k_BSGK), front(v_PGK, v_BSGK), jnp.concatenate([seen, mask_BTS], axis=2)
+
+
+def prompted(
+    node: Any, x_BTD: jax.Array, mask_BTS: jax.Array, positions_BT: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, int]:
+    """Put a prompt's embeddings in front of every sequence; every later token sees all of them.
+
+    Returns:
+      Activations, mask and positions of P + T tokens, and P: how many outputs to drop.
+    """
+    if node is None:
+        return x_BTD, mask_BTS, positions_BT, 0
+    rows_PD = node.rows().astype(x_BTD.dtype)
+    (B, T, D), P = x_BTD.shape, rows_PD.shape[0]
+    x_BTD = jnp.concatenate([jnp.broadcast_to(rows_PD[None], (B, P, D)), x_BTD], axis=1)
+    among = jnp.broadcast_to(jnp.tril(jnp.ones((P, P), bool))[None], (mask_BTS.shape[0], P, P))
+    seen = jnp.ones((mask_BTS.shape[0], T, P), bool)
+    unseen = jnp.zeros((mask_BTS.shape[0], P, T), bool)
+    mask_BTS = jnp.concatenate(
+        [jnp.concatenate([among, unseen], axis=2), jnp.concatenate([seen, mask_BTS], axis=2)], axis=1
+    )
+    front = jnp.broadcast_to(jnp.arange(P, dtype=positions_BT.dtype), (positions_BT.shape[0], P))
+    return x_BTD, mask_BTS, jnp.concatenate([front, positions_BT + P], axis=1), P
 
 
 def _lifted(vector_F: jax.Array, like: jax.Array) -> jax.Array:

@@ -1,15 +1,29 @@
 """The decoder family of Llama (arXiv:2302.13971): RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
+import functools
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adaptlab.models.layers import Embed, Linear, RMSNorm, attention, causal_mask, dropped, rotary, rotary_angles
-from adaptlab.models.model import Model
+from adaptlab.models.layers import (
+    Embed,
+    Linear,
+    RMSNorm,
+    attention,
+    causal_mask,
+    dropped,
+    prompted,
+    refuse_unread,
+    residual,
+    rotary,
+    rotary_angles,
+    slot,
+    with_prefix,
+)
+from adaptlab.models.model import Model, Slot
 
 __all__ = ["REMAT_POLICIES", "LlamaShape", "llama"]
 
@@ -73,6 +87,7 @@ class _Attention(nn.Module):
         q_BTHK = rotary(project("query", s.heads, "heads"), cos, sin)
         k_BSGK = rotary(project("key", s.kv_heads, "kv_heads"), cos, sin)
         v_BSGK = project("value", s.kv_heads, "kv_heads")
+        k_BSGK, v_BSGK, mask_BTS = with_prefix(slot(self, "prefix"), k_BSGK, v_BSGK, mask_BTS)
         y_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS)
         return Linear(s.width, ("heads", "embed"), name="out")(y_BTHK.reshape(B, T, -1))
 
@@ -92,11 +107,12 @@ class _Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array, drop: Any) -> Any:
-        norm = partial(RMSNorm, self.shape.norm_eps)
-        y_BTD = _Attention(self.shape, name="attention")(norm(name="attention_norm")(x_BTD), cos, sin, mask_BTS)
-        x_BTD += dropped(self, y_BTD, drop)
-        y_BTD = _FeedForward(self.shape, name="feed_forward")(norm(name="feed_forward_norm")(x_BTD))
-        return x_BTD + dropped(self, y_BTD, drop), None
+        h_BTD = RMSNorm(self.shape.norm_eps, name="attention_norm")(x_BTD)
+        y_BTD = _Attention(self.shape, name="attention")(h_BTD, cos, sin, mask_BTS)
+        x_BTD += dropped(self, residual(self, "attention_adapter", y_BTD, h_BTD), drop)
+        h_BTD = RMSNorm(self.shape.norm_eps, name="feed_forward_norm")(x_BTD)
+        y_BTD = _FeedForward(self.shape, name="feed_forward")(h_BTD)
+        return x_BTD + dropped(self, residual(self, "feed_forward_adapter", y_BTD, h_BTD), drop), None
 
 
 class _Llama(nn.Module):
@@ -109,11 +125,12 @@ class _Llama(nn.Module):
     def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array, drop: Any) -> jax.Array:
         s = self.shape
         embed = Embed(s.vocab_size, s.width, self.dtype, name="embed")
-        cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
         mask_BTS = causal_mask(segments_BT, tokens_BT.shape[1])
-        x_BTD = dropped(self, embed(tokens_BT), drop)
+        x_BTD, mask_BTS, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask_BTS, positions_BT)
+        cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
+        x_BTD = dropped(self, x_BTD, drop)
         x_BTD, _ = self._stack()(s, name="layers")(x_BTD, cos, sin, mask_BTS, drop)
-        x_BTD = RMSNorm(s.norm_eps, name="norm")(x_BTD)
+        x_BTD = RMSNorm(s.norm_eps, name="norm")(x_BTD[:, P:])
         if s.tied:
             return embed.attend(x_BTD).astype(jnp.float32)
         return Linear(s.vocab_size, ("embed", "vocab"), name="head")(x_BTD).astype(jnp.float32)
@@ -167,14 +184,26 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
     def apply(
         params: Any, tokens: jax.Array, *, segments: Any = None, positions: Any = None, dropout: Any = None
     ) -> Any:
+        refuse_unread(params, axes(), slots())
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         rate, key = dropout or (None, None)
         rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params}, tokens, segments, positions, rate, rngs=rngs)
 
+    @functools.cache
     def axes() -> Any:
         specs = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
         return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
 
-    return Model(init, apply, axes)
+    def slots() -> dict[str, Slot]:
+        residual_slot = Slot("residual", (shape.depth, shape.width), ("layers", "embed"))
+        prefix_shape = (shape.depth, shape.kv_heads, shape.head_width)
+        return {
+            "layers/attention/prefix": Slot("prefix", prefix_shape, ("layers", "kv_heads", None)),
+            "layers/attention_adapter": residual_slot,
+            "layers/feed_forward_adapter": residual_slot,
+            "prompt": Slot("prompt", (shape.width,), ("embed",)),
+        }
+
+    return Model(init, apply, axes, slots)

@@ -1,5 +1,6 @@
 """A plain multilayer perceptron, for experiments in which everything else is controlled."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adaptlab.models.layers import Linear
+from adaptlab.models.layers import Linear, refuse_unread
 from adaptlab.models.model import Model
 
 __all__ = ["ACTIVATIONS", "mlp"]
@@ -80,8 +81,10 @@ def mlp(
         return module.init(key, jnp.zeros((1, widths[0])))["params"]
 
     def apply(params: Any, x: jax.Array) -> Any:
+        refuse_unread(params, axes(), {})
         return module.apply({"params": params}, x)
 
+    @functools.cache
     def axes() -> Any:
         specs = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
         return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))

@@ -3,9 +3,28 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-__all__ = ["Model", "Pretrained"]
+__all__ = ["Model", "Pretrained", "Slot"]
 
 PyTree = Any
+
+
+class Slot(NamedTuple):
+    """A place where an adaptation may add computation: a path of `params` that the base leaves empty.
+
+    Attributes:
+      kind: what is read there.
+        "residual": a node called as `node(y, x)` with what a sub-layer adds to the residual stream, y `[B, T, D]`, and
+        the sub-layer's (normalised) input x `[B, T, D]`; returns what is added instead.
+        "prefix": a node whose `keys_values()` are keys and values `[P, G, K]` (before any rotation, which they do not
+        get) that every query sees in front of its own.
+        "prompt": a node whose `rows()` are embeddings `[P, D]` in front of every sequence.
+      shape: the leading (layer) axes and the widths: `(L, D)`, `(L, G, K)`, `(D,)`.
+      axes: the logical axis name of each of `shape`.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
 
 
 class Model(NamedTuple):
@@ -16,11 +35,13 @@ class Model(NamedTuple):
       apply: `(params, inputs, **named inputs) -> outputs`; a leaf of `params` is an array or a weight node
         (`adaptlab.leaf`).
       axes: `() -> axes`, the tree of `params` with a tuple of logical axis names for each array.
+      slots: `() -> {path: Slot}`, where computation may be added. A leaf of `params` at any other new path is an error.
     """
 
     init: Callable[[Any], PyTree]
     apply: Callable[..., Any]
     axes: Callable[[], PyTree]
+    slots: Callable[[], dict[str, Slot]] = dict
 
 
 class Pretrained(NamedTuple):

@@ -96,7 +96,7 @@ def method_program(
 
     return make_program(
         loss,
-        lambda numbers: build("adapt", numbers, fresh=model.init),
+        lambda numbers: build("adapt", numbers, fresh=model.init, slots=model.slots()),
         lambda numbers: build("optim", numbers, total_steps=total_steps),
         terms=lambda numbers: list(build("terms", numbers).values()) if skeleton["terms"] else (),
         stopping=(skeleton["watch"] or f"held_out/{target}/loss", stopping) if skeleton["stopping"] else None,

@@ -8,6 +8,7 @@ import jax
 from adaptlab import tree
 from adaptlab.adapt import Adaptation
 from adaptlab.config import Traced
+from adaptlab.rng import stream_id
 from adaptlab.stats import Mean
 
 __all__ = ["Loss", "Objective", "Term", "l2_sp", "make_objective"]
@@ -29,8 +30,13 @@ def make_objective(loss: Loss, adaptation: Adaptation, terms: Sequence[Term] = (
     weight. The base is an argument, so no program holds a copy of it.
     """
 
+    def bind(base: Any, delta: Any, key: jax.Array) -> Any:
+        if adaptation.sample is None:
+            return adaptation.bind(base, delta)
+        return adaptation.sample(base, delta, jax.random.fold_in(key, stream_id("adaptation")))
+
     def objective(delta: Any, base: Any, batch: Any, key: jax.Array) -> Mean:
-        total, weight = loss(adaptation.bind(base, delta), batch, key)
+        total, weight = loss(bind(base, delta, key), batch, key)
         penalty = sum(term(delta, base) for term in terms)
         return Mean(total + weight * penalty, weight)
 

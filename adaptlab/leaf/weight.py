@@ -9,56 +9,36 @@ Letters: L leading (layer) axes, D input width, F output width, R rank.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["LowRank", "Weight", "dense", "dot", "is_node", "take"]
+__all__ = ["Weight", "dense", "dot", "is_node", "node", "product", "take"]
 
 Weight = Any
 """An array, or a node: anything with `dot(x, transpose)`, `take(ids, dtype)` and `dense()`."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LowRank:
-    """W + scale · A B, never formed (LoRA, arXiv:2106.09685, eq. 3, with A and B in input-to-output order).
+_T = TypeVar("_T")
+_NODES: set[type] = set()
 
-    Attributes:
-      w: the weight below, an array `[*L, D, F]` or another node.
-      a: `[*L, D, R]`.
-      b: `[*L, R, F]`.
-      scale: `[*L]`, alpha/R in LoRA's notation.
+
+@dataclass_transform(frozen_default=True)
+def node(cls: type[_T]) -> type[_T]:
+    """Make a class with annotated attributes a weight node: a frozen dataclass that is a pytree.
+
+    An attribute that is not an array (a name, a size) is `dataclasses.field(metadata={"static": True})`.
     """
-
-    w: Weight
-    a: jax.Array
-    b: jax.Array
-    scale: jax.Array
-
-    def dot(self, x: jax.Array, transpose: bool) -> jax.Array:
-        first, second = (self.b, self.a) if transpose else (self.a, self.b)
-        side = _product(_product(x, first, transpose), second, transpose)
-        return dot(x, self.w, transpose=transpose) + side * self.scale.astype(side.dtype)
-
-    def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
-        side = _product(jnp.take(self.a, ids, axis=0).astype(dtype), self.b, False)
-        return take(self.w, ids, dtype) + side * self.scale.astype(dtype)
-
-    def dense(self) -> jax.Array:
-        w = dense(self.w)
-        product = jnp.matmul(self.a, self.b, precision=lax.Precision.HIGHEST)
-        return w + (self.scale[..., None, None] * product).astype(w.dtype)
-
-
-_NODES = (LowRank,)
+    made = jax.tree_util.register_dataclass(dataclass(frozen=True)(cls))
+    _NODES.add(made)
+    return made
 
 
 def is_node(leaf: Any) -> bool:
     """Whether a tree's leaf is a weight node (use it as `is_leaf`)."""
-    return isinstance(leaf, _NODES)
+    return type(leaf) in _NODES
 
 
 def dot(x: jax.Array, leaf: Weight, *, transpose: bool = False) -> jax.Array:
@@ -73,7 +53,7 @@ def dot(x: jax.Array, leaf: Weight, *, transpose: bool = False) -> jax.Array:
     Returns:
       `[..., F]` (or `[..., D]`), in x's dtype.
     """
-    return leaf.dot(x, transpose) if is_node(leaf) else _product(x, leaf, transpose)
+    return leaf.dot(x, transpose) if is_node(leaf) else product(x, leaf, transpose)
 
 
 def take(leaf: Weight, ids: jax.Array, dtype: Any) -> jax.Array:
@@ -86,7 +66,8 @@ def dense(leaf: Weight) -> jax.Array:
     return leaf.dense() if is_node(leaf) else leaf
 
 
-def _product(x: jax.Array, w: jax.Array, transpose: bool) -> jax.Array:
+def product(x: jax.Array, w: jax.Array, transpose: bool = False) -> jax.Array:
+    """Return x W (or x Wᵀ) for an array W, cast to x's dtype, accumulated in float32, in x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
     contract = (((1,), (1 if transpose else 0,)), ((), ()))
     y = lax.dot_general(rows, w.astype(x.dtype), contract, preferred_element_type=jnp.float32)

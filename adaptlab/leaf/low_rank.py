@@ -1,0 +1,42 @@
+"""A weight with a low-rank side path."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from adaptlab.leaf.weight import Weight, dense, dot, node, product, take
+
+__all__ = ["LowRank"]
+
+
+@node
+class LowRank:
+    """W + scale · A B, never formed (LoRA, arXiv:2106.09685, eq. 3, with A and B in input-to-output order).
+
+    Attributes:
+      w: the weight below, an array `[*L, D, F]` or another node.
+      a: `[*L, D, R]`.
+      b: `[*L, R, F]`.
+      scale: `[*L]`, alpha/R in LoRA's notation.
+    """
+
+    w: Weight
+    a: jax.Array
+    b: jax.Array
+    scale: jax.Array
+
+    def dot(self, x: jax.Array, transpose: bool) -> jax.Array:
+        first, second = (self.b, self.a) if transpose else (self.a, self.b)
+        side = product(product(x, first, transpose), second, transpose)
+        return dot(x, self.w, transpose=transpose) + side * self.scale.astype(side.dtype)
+
+    def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
+        side = product(jnp.take(self.a, ids, axis=0).astype(dtype), self.b)
+        return take(self.w, ids, dtype) + side * self.scale.astype(dtype)
+
+    def dense(self) -> jax.Array:
+        w = dense(self.w)
+        product = jnp.matmul(self.a, self.b, precision=lax.Precision.HIGHEST)
+        return w + (self.scale[..., None, None] * product).astype(w.dtype)
