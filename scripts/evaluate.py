@@ -53,7 +53,7 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
         saved = al.adapt.load_delta(job.delta, base=pretrained.fingerprint)
         model = pretrained.model
         adaptation = al.config.instantiate(saved.adapt, fresh=model.init, slots=model.slots())
-        params = adaptation.bind(params, saved.delta)
+        params = adaptation.bind(al.adapt.prepared(adaptation, params), saved.delta)
     probe = al.measure.make_probe(
         al.measure.held_out_text(pretrained.model, tokenizer.token_bytes_V), {"text": batches}
     )

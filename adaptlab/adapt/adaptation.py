@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from adaptlab import leaf, tree
 
-__all__ = ["Adaptation", "axes_of", "materialize"]
+__all__ = ["Adaptation", "axes_of", "materialize", "prepared"]
 
 PyTree = Any
 
@@ -20,12 +20,22 @@ class Adaptation(NamedTuple):
       axes: `base_axes -> delta_axes`: the logical axis names of delta's arrays.
       sample: `(base, delta, key) -> params`: what a training step binds instead, where a method draws at random in
         every step (a mask, a noise); None where it does not.
+      prepare: `base -> base'`: what is computed of the base once, before training, and never trains (a factorisation);
+        None where nothing is. base' has the base's paths, its leaves may be weight nodes, and it stands wherever the
+        other functions take a base. Saved deltas are bound to it again, so it must follow from the base alone: it takes
+        no key, and no traced number may enter it, since all runs of a program share one.
     """
 
     init: Callable[[Any, PyTree], PyTree]
     bind: Callable[[PyTree, PyTree], PyTree]
     axes: Callable[[PyTree], PyTree]
     sample: Callable[[PyTree, PyTree, Any], PyTree] | None = None
+    prepare: Callable[[PyTree], PyTree] | None = None
+
+
+def prepared(adaptation: Adaptation, base: PyTree) -> PyTree:
+    """Return the base that an adaptation's `init` and `bind` take."""
+    return base if adaptation.prepare is None else adaptation.prepare(base)
 
 
 def materialize(params: PyTree) -> PyTree:

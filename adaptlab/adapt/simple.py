@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
-from adaptlab import tree
-from adaptlab.adapt.adaptation import Adaptation, axes_of
+from adaptlab import leaf, tree
+from adaptlab.adapt.adaptation import Adaptation, axes_of, prepared
 from adaptlab.config import GIVEN
 
 __all__ = ["frozen", "full", "partition", "scratch"]
@@ -76,7 +76,7 @@ def partition(parts: Mapping[str, Adaptation]) -> Adaptation:
         return [{p: x for p, x in flat.items() if owner[p] == i} for i in range(len(patterns))]
 
     def pieces(base: Any) -> list[tuple[Adaptation, Any]]:
-        return list(zip(parts.values(), map(tree.unflatten, split(tree.flatten(base))), strict=True))
+        return list(zip(parts.values(), map(tree.unflatten, split(tree.flatten(base, leaf.is_node))), strict=True))
 
     def init(key: jax.Array, base: Any) -> Any:
         # Every part gets the same key: parts draw per path, and their paths differ.
@@ -94,7 +94,11 @@ def partition(parts: Mapping[str, Adaptation]) -> Adaptation:
         groups = split(axes_of(base_axes))
         return _union([p.axes(tree.unflatten(g)) for p, g in zip(parts.values(), groups, strict=True)])
 
-    return Adaptation(init, bind, axes)
+    def prepare(base: Any) -> Any:
+        return _union([prepared(part, piece) for part, piece in pieces(base)])
+
+    prepares = any(part.prepare for part in parts.values())
+    return Adaptation(init, bind, axes, prepare=prepare if prepares else None)
 
 
 def _union(trees: list[Any]) -> Any:

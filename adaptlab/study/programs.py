@@ -37,6 +37,7 @@ class Shared(NamedTuple):
 
     Attributes:
       program: the functions of one run; its step is compiled if it runs alone.
+      base: the weights it takes: the lab's, prepared for its adaptation.
       replicas: the slots it runs in, or None: its members run one after the other.
       probe: `(numbers, base, delta) -> metrics`.
       moments: what it takes over of the base's own training, or None.
@@ -46,6 +47,7 @@ class Shared(NamedTuple):
     """
 
     program: Program
+    base: Any
     replicas: Replicas | None
     probe: Callable[..., dict[str, float]]
     moments: Any
@@ -116,35 +118,36 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     moments = (
         open_moments(lab.base, lab.pretrained.fingerprint, lab.placement) if members[0].skeleton["carry"] else None
     )
-    _log_groups(lab, program, members[0], moments)
+    scalars = device_numbers(members[0].numbers, members[0].seed, lab.params)
+    base = program.prepare(scalars[0], lab.params)
+    _log_groups(lab, program, base, members[0], moments)
     probe = make_probe(lab.measurement, lab.held_out, program.bind)
 
     def held_out(*args: Any) -> dict[str, float]:
         return {f"held_out/{name}": value for name, value in probe(*args).items()}
 
-    bench = _Bench(lab, program, members[0], moments)
+    bench = _Bench(lab, program, base, members[0], moments)
     slots, how = _decide(bench, len(members), folder, replication)
     if how == "alone":
-        numbers, seed = device_numbers(members[0].numbers, members[0].seed, lab.params)
-        compiled = compile_program(program, numbers, seed, lab.params, lab.put(bench.batch), moments)
+        compiled = compile_program(program, *scalars, base, lab.put(bench.batch), moments)
         log.info("%s: compiled in %.1f s", members[0].method, compiled.seconds)
         return Shared(
-            compiled.program, None, held_out, moments, compiled.flops, compiled.memory_bytes, compiled.seconds
+            compiled.program, base, None, held_out, moments, compiled.flops, compiled.memory_bytes, compiled.seconds
         )
     replicas = bench.replicas(slots, how)
     log.info(
         "%s: %d at a time by %s, %.2f GiB, compiled in %.1f s",
         *(members[0].method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
     )
-    return Shared(program, replicas, held_out, moments, bench.flops(), replicas.memory_bytes, replicas.seconds)
+    return Shared(program, base, replicas, held_out, moments, bench.flops(), replicas.memory_bytes, replicas.seconds)
 
 
-def _log_groups(lab: Lab, program: Program, member: Member, moments: Any) -> None:
+def _log_groups(lab: Lab, program: Program, base: Any, member: Member, moments: Any) -> None:
     """Log what the parameter groups of a member come to; a grouping in which nothing trains is an error here."""
     if not member.skeleton["optim"].get("groups"):
         return
     groups = config.instantiate(config.fill(member.skeleton["optim"]["groups"], member.numbers, "optim.groups"))
-    shapes = jax.eval_shape(program.init, *device_numbers(member.numbers, 0, lab.params), lab.params, moments).delta
+    shapes = jax.eval_shape(program.init, *device_numbers(member.numbers, 0, base), base, moments).delta
     for row in group_table(groups, shapes, lab.total_steps):
         start = "never trains" if row.start is None else f"from update {row.start}"
         log.info(
@@ -156,8 +159,8 @@ def _log_groups(lab: Lab, program: Program, member: Member, moments: Any) -> Non
 class _Bench:
     """Compiles and times slots of a program."""
 
-    def __init__(self, lab: Lab, program: Program, member: Member, moments: Any) -> None:
-        self.lab, self.program, self.member, self.moments = lab, program, member, moments
+    def __init__(self, lab: Lab, program: Program, base: Any, member: Member, moments: Any) -> None:
+        self.lab, self.program, self.base, self.member, self.moments = lab, program, base, member, moments
         self.batch = lab.batches(member.seed)(0)
         self.replica = lab.placement.mesh.shape["replica"]
         self._compiled: dict[tuple[int, How], Replicas] = {}
@@ -167,7 +170,7 @@ class _Bench:
             self._compiled[slots, how] = compile_replicas(
                 self.program,
                 self.member.numbers,
-                self.lab.params,
+                self.base,
                 self.batch,
                 slots,
                 how,
@@ -179,14 +182,14 @@ class _Bench:
     def flops(self) -> int:
         from adaptlab.flops import count_flops
 
-        scalars = device_numbers(self.member.numbers, 0, self.lab.params)
-        state = jax.eval_shape(self.program.init, *scalars, self.lab.params, self.moments)
-        return count_flops(self.program.step, *scalars, state, self.lab.params, self.batch)
+        scalars = device_numbers(self.member.numbers, 0, self.base)
+        state = jax.eval_shape(self.program.init, *scalars, self.base, self.moments)
+        return count_flops(self.program.step, *scalars, state, self.base, self.batch)
 
     def seconds(self, replicas: Replicas) -> float:
         """The time of one run's update among others, the fastest of a few."""
-        n, scalars = replicas.slots, device_numbers(self.member.numbers, self.member.seed, self.lab.params)
-        state, states = self.program.init(*scalars, self.lab.params, self.moments), replicas.empty()
+        n, scalars = replicas.slots, device_numbers(self.member.numbers, self.member.seed, self.base)
+        state, states = self.program.init(*scalars, self.base, self.moments), replicas.empty()
         for slot in range(n):
             states = replicas.put(states, np.int32(slot), state)
         many = jax.tree.map(lambda x: np.stack([np.asarray(x)] * n), (*scalars, np.bool_(True), self.batch))
@@ -194,7 +197,7 @@ class _Bench:
         times = []
         for _ in range(_TRIAL_STEPS + 1):
             begun = time.perf_counter()
-            states, metrics = replicas.step(numbers, seeds, states, active, self.lab.params, batches)
+            states, metrics = replicas.step(numbers, seeds, states, active, self.base, batches)
             jax.block_until_ready((states, metrics))
             times.append(time.perf_counter() - begun)
         return min(times[1:]) / n
@@ -241,7 +244,7 @@ def _fit(bench: _Bench, wanted: int, how: How, replication: Replication) -> int:
     wanted = _rounded(wanted, bench.replica)
     limit = replication.memory_gib * _GIB if replication.memory_gib else _ROOM * _free_bytes()
     few = min(wanted, _TRIAL_SLOTS[0] * bench.replica)
-    base = max(tree.nbytes(bench.lab.params), 1)
+    base = max(tree.nbytes(bench.base), 1)
     each = max(1.0, (bench.replicas(few, how).memory_bytes - base) / (few / bench.replica))
     most = int((limit - base) / each) * bench.replica
     if most < bench.replica:

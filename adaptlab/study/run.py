@@ -149,15 +149,15 @@ def _run_group(
         return _attend(lab, task, shared, batches, seat, clock, until, final)
 
     if shared.replicas is None:
-        return [(task, _alone(lab, task, shared, functools.partial(begin, task))) for task in tasks]
+        return [(task, _alone(task, shared, functools.partial(begin, task))) for task in tasks]
     works = [Work(t.member.numbers, t.member.seed, functools.partial(begin, t)) for t in tasks]
-    outcomes = fit_replicas(shared.replicas, lab.params, works)
+    outcomes = fit_replicas(shared.replicas, shared.base, works)
     return [(task, outcomes[i]) for i, task in enumerate(tasks)]
 
 
-def _alone(lab: Lab, task: Task, shared: Shared, begin: Callable[[Seat, Clock], Generator[Any, Any, Any]]) -> Any:
+def _alone(task: Task, shared: Shared, begin: Callable[[Seat, Clock], Generator[Any, Any, Any]]) -> Any:
     try:
-        return alone(begin, shared.program, lab.params, task.member.numbers, task.member.seed)
+        return alone(begin, shared.program, shared.base, task.member.numbers, task.member.seed)
     except Exception as error:  # one run's failure is not the others'
         return error
 
@@ -183,7 +183,7 @@ def _attend(
         program=shared.program,
         numbers=member.numbers,
         seed=member.seed,
-        base=lab.params,
+        base=shared.base,
         batches=batches,
         probe=shared.probe,
         total_steps=lab.total_steps,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adaptlab.adapt import Adaptation
+from adaptlab.adapt import Adaptation, prepared
 from adaptlab.flops import count_flops
 from adaptlab.optim import eval_params
 from adaptlab.rng import key_for
@@ -42,6 +42,8 @@ class Program(NamedTuple):
       bind: `(numbers, base, delta) -> params`, not jitted: for use inside a measurement's own program.
       observe: `(numbers, state, value) -> state`, early stopping's view of a measurement; donates the state.
       watched: the name of the metric `observe` takes, or None: no early stopping.
+      prepare: `(numbers, base) -> base'`, called once before anything else: the base all other functions take. It is
+        the same for all numbers (`adaptlab.adapt.Adaptation`), and shares what the adaptation leaves as it is.
     """
 
     init: Callable[..., TrainState]
@@ -49,6 +51,7 @@ class Program(NamedTuple):
     bind: Callable[[Numbers, Any, Any], Any]
     observe: Callable[[Numbers, TrainState, Any], TrainState] | None = None
     watched: str | None = None
+    prepare: Callable[[Numbers, Any], Any] = lambda numbers, base: base
 
 
 def make_program(
@@ -94,7 +97,10 @@ def make_program(
     def bind(numbers: Numbers, base: Any, delta: Any) -> Any:
         return adapt(numbers).bind(base, delta)
 
-    program = Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind)
+    def prepare(numbers: Numbers, base: Any) -> Any:
+        return prepared(adapt(numbers), base)
+
+    program = Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind, prepare=prepare)
     if stopping is None:
         return program
     watched, early = stopping

@@ -173,10 +173,14 @@ from one that runs on them; the multilayer perceptron runs them all."""
 
 
 class Case(NamedTuple):
-    """One cell: a model with a base of full-size weights, and an adaptation of it."""
+    """One cell: a model with a base of full-size weights, and an adaptation of it.
+
+    `base` is what the adaptation makes of `plain` before training: in most cells the same.
+    """
 
     row: ModelRow
     adaptation_row: AdaptationRow
+    plain: Any
     base: Any
 
     def adaptation(self, alpha: Any = 3.0) -> Adaptation:
@@ -199,4 +203,4 @@ def cases() -> Iterator[Any]:
         for name, adaptation in ADAPTATIONS.items():
             if model.embedding or not adaptation.needs_embedding:
                 marks = [pytest.mark.slow] if (model_name, name) in REPEATED else []
-                yield pytest.param(Case(model, adaptation, base), id=f"{name}-{model_name}", marks=marks)
+                yield pytest.param(Case(model, adaptation, base, base), id=f"{name}-{model_name}", marks=marks)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from adaptlab import tree
-from adaptlab.adapt import load_delta, materialize, save_delta
+from adaptlab.adapt import load_delta, materialize, prepared, save_delta
 from adaptlab.optim import adamw
 from adaptlab.shard import Placement, make_mesh, place
 from adaptlab.train import Program, TrainState, device_numbers, make_objective, make_program, open_checkpoints
@@ -21,7 +21,8 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 @pytest.fixture(scope="module", params=cases())
 def case(request: pytest.FixtureRequest) -> Case:
-    return request.param
+    case = request.param
+    return case._replace(base=prepared(case.adaptation(), case.plain))
 
 
 @pytest.fixture(scope="module")
@@ -66,28 +67,28 @@ def value_and_gradient(case: Case) -> Any:
 
 def test_an_adapted_model_starts_as_the_base(case: Case):
     @jax.jit
-    def both(base: Any, batch: Any) -> Any:
+    def both(base: Any, plain: Any, batch: Any) -> Any:
         delta = case.adaptation().init(jax.random.key(1), base)
-        return case.row.outputs(case.adaptation().bind(base, delta), batch), case.row.outputs(base, batch)
+        return case.row.outputs(case.adaptation().bind(base, delta), batch), case.row.outputs(plain, batch)
 
-    adapted, plain = both(case.base, case.row.batch(0))
+    adapted, plain = both(case.base, case.plain, case.row.batch(0))
     np.testing.assert_allclose(adapted, plain, rtol=0, atol=1e-6)
 
 
 def test_the_bound_model_is_the_merged_model(case: Case, delta: Any):
     @jax.jit
-    def three(base: Any, delta: Any, batch: Any) -> Any:
+    def three(base: Any, plain: Any, delta: Any, batch: Any) -> Any:
         bound = case.adaptation().bind(base, delta)
-        return [case.row.outputs(params, batch) for params in (bound, materialize(bound), base)]
+        return [case.row.outputs(params, batch) for params in (bound, materialize(bound), plain)]
 
-    bound, merged, plain = three(case.base, delta, case.row.batch(0))
+    bound, merged, plain = three(case.base, case.plain, delta, case.row.batch(0))
     np.testing.assert_allclose(bound, merged, **CLOSE)
     assert (np.abs(bound - plain).max() > 0.01) == (tree.count(delta) > 0)
 
 
 def test_a_merged_model_has_the_shapes_of_its_base(case: Case, delta: Any):
     merged = jax.eval_shape(lambda base, d: materialize(case.adaptation().bind(base, d)), case.base, delta)
-    described = [{p: (x.shape, x.dtype) for p, x in tree.flatten(t).items()} for t in (merged, case.base)]
+    described = [{p: (x.shape, x.dtype) for p, x in tree.flatten(t).items()} for t in (merged, case.plain)]
     assert described[0] == described[1]
 
 
@@ -96,6 +97,11 @@ def test_every_part_of_the_delta_gets_a_gradient(case: Case, delta: Any, value_a
     for path, g in tree.flatten(gradient).items():
         parts = g if path.startswith("layers/") else g[None]
         assert all(np.any(part != 0) for part in parts), path
+
+
+def test_a_prepared_base_is_the_same_for_all_numbers(case: Case):
+    bases = [prepared(case.adaptation(alpha), case.plain) for alpha in (1.0, 30.0)]
+    assert tree.digest(bases[0]) == tree.digest(bases[1]) == tree.digest(case.base)
 
 
 def test_training_leaves_the_base_as_it_was(case: Case, program: Program):
@@ -123,7 +129,7 @@ def test_eight_devices_give_what_one_gives(case: Case, delta: Any, value_and_gra
     placement = Placement(make_mesh(data=4, tensor=2), case.row.model.axes())
     spread = (
         place(delta, placement.shardings(case.adaptation().axes(placement.axes), delta)),
-        place(case.base, placement.shardings(placement.axes, case.base)),
+        prepared(case.adaptation(), place(case.plain, placement.shardings(placement.axes, case.plain))),
         jax.device_put(case.row.batch(0), placement.batch),
     )
     assert all(len(x.sharding.device_set) == 8 for x in jax.tree.leaves(spread))
@@ -164,7 +170,7 @@ def test_the_hessian_of_the_objective_is_symmetric(case: Case, delta: Any):
 
 
 def test_as_many_parameters_train_as_the_formula_says(case: Case, delta: Any):
-    shapes = {path: x.shape for path, x in tree.flatten(case.base).items()}
+    shapes = {path: x.shape for path, x in tree.flatten(case.plain).items()}
     assert tree.count(delta) == case.adaptation_row.count(shapes)
 
 
