@@ -7,6 +7,7 @@ Letters: B batch, T query time, S key time, D model, H heads, G key/value heads,
 width, V vocabulary, Z = B·G, R = N·T.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,12 +18,16 @@ from flax import linen as nn
 from adaptlab import leaf, tree
 
 __all__ = [
+    "ACTIVATIONS",
     "Embed",
+    "LayerNorm",
     "Linear",
     "RMSNorm",
     "attention",
     "causal_mask",
     "dropped",
+    "fitting",
+    "packed_mask",
     "prompted",
     "refuse_unread",
     "residual",
@@ -31,6 +36,13 @@ __all__ = [
     "slot",
     "with_prefix",
 ]
+
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_new": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+}
+"""By the names of Hugging Face: "gelu" is x Φ(x) (arXiv:1606.08415), "gelu_new" its approximation by tanh."""
 
 
 def read(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], axes: tuple) -> Any:
@@ -79,9 +91,17 @@ def with_prefix(
 
 
 def prompted(
-    node: Any, x_BTD: jax.Array, mask_BTS: jax.Array, positions_BT: jax.Array
+    node: Any, x_BTD: jax.Array, mask_BTS: jax.Array, positions_BT: jax.Array, seen_BT: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array, int]:
     """Put a prompt's embeddings in front of every sequence; every later token sees all of them.
+
+    Args:
+      node: the prompt, or None.
+      x_BTD: the sequence's embeddings.
+      mask_BTS: who of it looks at whom.
+      positions_BT: its positions.
+      seen_BT: which tokens the prompt sees, in an encoder: there its own rows all see each other. None is a decoder's
+        prompt, which sees its past.
 
     Returns:
       Activations, mask and positions of P + T tokens, and P: how many outputs to drop.
@@ -91,12 +111,12 @@ def prompted(
     rows_PD = node.rows().astype(x_BTD.dtype)
     (B, T, D), P = x_BTD.shape, rows_PD.shape[0]
     x_BTD = jnp.concatenate([jnp.broadcast_to(rows_PD[None], (B, P, D)), x_BTD], axis=1)
-    among = jnp.broadcast_to(jnp.tril(jnp.ones((P, P), bool))[None], (mask_BTS.shape[0], P, P))
-    seen = jnp.ones((mask_BTS.shape[0], T, P), bool)
-    unseen = jnp.zeros((mask_BTS.shape[0], P, T), bool)
-    mask_BTS = jnp.concatenate(
-        [jnp.concatenate([among, unseen], axis=2), jnp.concatenate([seen, mask_BTS], axis=2)], axis=1
-    )
+    M = mask_BTS.shape[0]
+    among = jnp.ones((P, P), bool) if seen_BT is not None else jnp.tril(jnp.ones((P, P), bool))
+    beyond = jnp.zeros((M, 1, T), bool) if seen_BT is None else seen_BT[:, None, :]
+    rows_of_prompt = [jnp.broadcast_to(among[None], (M, P, P)), jnp.broadcast_to(beyond, (M, P, T))]
+    rows_of_text = [jnp.ones((M, T, P), bool), mask_BTS]
+    mask_BTS = jnp.concatenate([jnp.concatenate(rows, axis=2) for rows in (rows_of_prompt, rows_of_text)], axis=1)
     front = jnp.broadcast_to(jnp.arange(P, dtype=positions_BT.dtype), (positions_BT.shape[0], P))
     return x_BTD, mask_BTS, jnp.concatenate([front, positions_BT + P], axis=1), P
 
@@ -110,7 +130,7 @@ class Linear(nn.Module):
     """x W, with an optional bias; `axes` are the logical names of W's two axes."""
 
     features: int
-    axes: tuple[str, str]
+    axes: tuple[str | None, str | None]
     use_bias: bool = False
     init: Callable[..., Any] = nn.initializers.normal(0.02)
 
@@ -125,14 +145,19 @@ class Linear(nn.Module):
 
 
 class Embed(nn.Module):
-    """A token table: rows for ids on the way in, `attend` for logits on the way out (tied embeddings)."""
+    """A token table: rows for ids on the way in, `attend` for logits on the way out (tied embeddings).
+
+    Positions and token types have such tables too; they are short, so that every device keeps all of their rows:
+    `rows` is the logical name of that axis.
+    """
 
     vocab_size: int
     width: int
     dtype: Any = jnp.float32
+    rows: str | None = "vocab"
 
     def setup(self) -> None:
-        shape, axes = (self.vocab_size, self.width), ("vocab", "embed")
+        shape, axes = (self.vocab_size, self.width), (self.rows, "embed")
         self.table = read(self, "embedding", nn.initializers.normal(0.02), shape, axes)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
@@ -166,6 +191,21 @@ class RMSNorm(nn.Module):
         return (x32 * inverse * _lifted(scale_D, x32)).astype(x.dtype)
 
 
+class LayerNorm(nn.Module):
+    """(x - mean(x)) / sqrt(var(x) + eps) · scale + bias (arXiv:1607.06450, eq. 4), reduced in float32."""
+
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = leaf.dense(read(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed",)))
+        bias_D = leaf.dense(read(self, "bias", nn.initializers.zeros, x.shape[-1:], ("embed",)))
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
+        return (centred * inverse * _lifted(scale_D, x32) + _lifted(bias_D, x32)).astype(x.dtype)
+
+
 def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Return cos and sin `[B, T, 1, K/2]` of position · base^(-2i/K) (RoPE, arXiv:2104.09864, eq. 15)."""
     frequency = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
@@ -179,6 +219,22 @@ def rotary(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second = jnp.split(x32, 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return rotated.astype(x_BTHK.dtype)
+
+
+def packed_mask(segments_BT: jax.Array | None, length: int) -> jax.Array:
+    """Return who may look at whom in an encoder, `[B or 1, T, S]`: everything inside one's own segment."""
+    if segments_BT is None:
+        return jnp.ones((1, length, length), bool)
+    return segments_BT[:, :, None] == segments_BT[:, None, :]
+
+
+def fitting(length: int, context: int) -> None:
+    """Raise ValueError for rows, a prompt's among them, that are longer than the table of learned positions."""
+    if length > context:
+        raise ValueError(
+            f"a row of {length} tokens (those of a prompt included) is longer than the {context} positions the model "
+            "has learned; use shorter rows."
+        )
 
 
 def causal_mask(segments_BT: jax.Array | None, length: int) -> jax.Array:

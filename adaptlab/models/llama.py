@@ -1,6 +1,5 @@
 """The decoder family of Llama (arXiv:2302.13971): RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,15 +23,9 @@ from adaptlab.models.layers import (
     with_prefix,
 )
 from adaptlab.models.model import Model, Slot
+from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
-__all__ = ["REMAT_POLICIES", "LlamaShape", "llama"]
-
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+__all__ = ["LlamaShape", "llama"]
 
 
 @dataclass(frozen=True)
@@ -129,26 +122,12 @@ class _Llama(nn.Module):
         x_BTD, mask_BTS, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask_BTS, positions_BT)
         cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
         x_BTD = dropped(self, x_BTD, drop)
-        x_BTD, _ = self._stack()(s, name="layers")(x_BTD, cos, sin, mask_BTS, drop)
+        layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")
+        x_BTD, _ = layers(x_BTD, cos, sin, mask_BTS, drop)
         x_BTD = RMSNorm(s.norm_eps, name="norm")(x_BTD[:, P:])
         if s.tied:
             return embed.attend(x_BTD).astype(jnp.float32)
         return Linear(s.vocab_size, ("embed", "vocab"), name="head")(x_BTD).astype(jnp.float32)
-
-    def _stack(self) -> Any:
-        """One layer, rematerialised by policy, scanned over the leading axis of its weights."""
-        layer = _Layer
-        if self.remat != "none":
-            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        return nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-            length=self.shape.depth,
-            unroll=self.unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
 
 
 def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unroll: int | None = None) -> Model:
@@ -168,18 +147,11 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
     Raises:
       ValueError: an unknown `dtype` or `remat`.
     """
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype={dtype!r} is not one of {sorted(_DTYPES)}.")
-    if remat not in REMAT_POLICIES:
-        raise ValueError(f"remat={remat!r} is not one of {sorted(REMAT_POLICIES)}.")
-    module = _Llama(shape, _DTYPES[dtype], remat, unroll or 1)
+    check_options(dtype, remat)
+    module = _Llama(shape, DTYPES[dtype], remat, unroll or 1)
     example = jnp.zeros((1, 2), jnp.int32)
 
-    def boxed(key: jax.Array) -> Any:
-        return module.init(key, example, None, example, None)["params"]
-
-    def init(key: jax.Array) -> Any:
-        return nn.unbox(boxed(key))
+    init, axes = weights(module, example, None, example, None)
 
     def apply(
         params: Any, tokens: jax.Array, *, segments: Any = None, positions: Any = None, dropout: Any = None
@@ -190,11 +162,6 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
         rate, key = dropout or (None, None)
         rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params}, tokens, segments, positions, rate, rngs=rngs)
-
-    @functools.cache
-    def axes() -> Any:
-        specs = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
-        return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
 
     def slots() -> dict[str, Slot]:
         residual_slot = Slot("residual", (shape.depth, shape.width), ("layers", "embed"))

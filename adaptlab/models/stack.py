@@ -1,0 +1,55 @@
+"""What all stacks of layers share: compute dtypes, rematerialisation, the scan, and the weights as a plain tree."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+__all__ = ["DTYPES", "REMAT_POLICIES", "check_options", "stacked", "weights"]
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def check_options(dtype: str, remat: str) -> None:
+    """Raise ValueError for a compute dtype or a rematerialisation policy that no model has."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not one of {sorted(DTYPES)}.")
+    if remat not in REMAT_POLICIES:
+        raise ValueError(f"remat={remat!r} is not one of {sorted(REMAT_POLICIES)}.")
+
+
+def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int) -> Any:
+    """Return `depth` layers as one: rematerialised by policy, scanned over the leading axis of their weights."""
+    if remat != "none":
+        layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+        length=depth,
+        unroll=unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+def weights(module: nn.Module, *example: Any) -> tuple[Callable[[jax.Array], Any], Callable[[], Any]]:
+    """Return `init` and `axes` (see `adaptlab.models.Model`) of a module that is called as `module(*example)`."""
+
+    def boxed(key: jax.Array) -> Any:
+        return module.init(key, *example)["params"]
+
+    @functools.cache
+    def axes() -> Any:
+        specs = nn.get_partition_spec(jax.eval_shape(boxed, jax.random.key(0)))
+        return jax.tree.map(tuple, specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+
+    return lambda key: nn.unbox(boxed(key)), axes
