@@ -25,7 +25,7 @@ class Bench:
     def __init__(self, replica: int = 1, faster: str = "map", crowd: int | None = None) -> None:
         (self.member,) = members({"plain": config.validate(RECIPE)}, [0])
         self.replica, self.faster, self.crowd = replica, faster, crowd
-        self.lab = SimpleNamespace(params={"w": np.zeros(GIB // 8, np.float32)})
+        self.base = {"w": np.zeros(GIB // 8, np.float32)}
         self.compiled: list[tuple[int, str]] = []
 
     def replicas(self, slots: int, how: str) -> Any:
@@ -99,7 +99,7 @@ def test_a_run_that_fails_alone_does_not_stop_the_next(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(run, "alone", alone)
     tasks = [run.Task(m, Path(), m.name, "", {}) for m in members({"plain": config.validate(RECIPE)}, [0, 1])]
-    shared: Any = SimpleNamespace(replicas=None, program=None)
-    outcomes = [o for _, o in run._run_group(SimpleNamespace(params=None), tasks, shared, None, False)]  # pyright: ignore
+    shared: Any = SimpleNamespace(replicas=None, program=None, base=None)
+    outcomes = [o for _, o in run._run_group(SimpleNamespace(), tasks, shared, None, False)]  # pyright: ignore
     assert isinstance(outcomes[0], OSError)
     assert outcomes[1] == "seed 1"
