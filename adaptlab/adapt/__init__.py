@@ -1,15 +1,25 @@
 """Ways to adapt a base model, each an `Adaptation(init, bind, axes)`."""
 
 from adaptlab.adapt.adaptation import Adaptation, materialize, prepared
+from adaptlab.adapt.bottleneck import bottleneck
 from adaptlab.adapt.files import load_delta, save_delta
+from adaptlab.adapt.ia3 import ia3
 from adaptlab.adapt.lora import fan_in_uniform, lora, zeros
+from adaptlab.adapt.selective import anchors, bitfit, freeze_below, layer_norm, linear_probe, selected
 from adaptlab.adapt.simple import frozen, full, partition, scratch
 
 __all__ = [
     "Adaptation",
+    "anchors",
+    "bitfit",
+    "bottleneck",
     "fan_in_uniform",
+    "freeze_below",
     "frozen",
     "full",
+    "ia3",
+    "layer_norm",
+    "linear_probe",
     "load_delta",
     "lora",
     "materialize",
@@ -17,5 +27,6 @@ __all__ = [
     "prepared",
     "save_delta",
     "scratch",
+    "selected",
     "zeros",
 ]

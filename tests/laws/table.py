@@ -14,7 +14,17 @@ import numpy as np
 import pytest
 
 from adaptlab import tree
-from adaptlab.adapt import Adaptation, frozen, full, lora, partition
+from adaptlab.adapt import (
+    Adaptation,
+    bitfit,
+    freeze_below,
+    frozen,
+    full,
+    layer_norm,
+    lora,
+    partition,
+    selected,
+)
 from adaptlab.data import Batch
 from adaptlab.models import LlamaShape, Model, cross_entropy, language_modelling, llama, mlp
 from adaptlab.stats import Mean
@@ -38,12 +48,14 @@ class ModelRow(NamedTuple):
 class AdaptationRow(NamedTuple):
     """An adaptation for a model, and the number of parameters it must train there.
 
-    `count` maps `{path: shape}` of the base to the formula; it selects paths in its own way.
+    `count` maps `{path: shape}` of the base to the formula; it selects paths in its own way. `only` names the models
+    that have what it adapts; empty is all.
     """
 
     make: Callable[[ModelRow, Any], Adaptation]
     count: Callable[[dict[str, tuple[int, ...]]], int]
     needs_embedding: bool = False
+    only: tuple[str, ...] = ()
 
 
 class Pairs(NamedTuple):
@@ -127,10 +139,37 @@ def low_rank(shapes: dict[str, tuple[int, ...]], prefixes: tuple[str, ...], rank
 MATRIX = ("/kernel", "/embedding")
 BODY = ("layers/", "dense_")
 SOME = ("layers/attention/", "dense_1/")
+ADDED = "It adds computation that no kernel of the base could do."
+
+
+def stack(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """L and D of a Llama."""
+    return shapes["layers/attention_norm/scale"]
+
+
+def bottlenecks(shapes: dict[str, tuple[int, ...]], per_layer: int) -> int:
+    """L · (2 D R + R + D) a slot."""
+    depth, d = stack(shapes)
+    return per_layer * depth * (2 * d * RANK + RANK + d)
+
+
+def scaled_ends(shapes: dict[str, tuple[int, ...]]) -> int:
+    """Σ L · F over all kernels `[*L, D, F]`, and Σ L · D over some."""
+    ends = ((BODY, -1), (SOME, -2))
+    return sum(
+        math.prod(shape[:-2]) * shape[axis]
+        for prefixes, axis in ends
+        for path, shape in shapes.items()
+        if path.startswith(prefixes) and path.endswith("/kernel")
+    )
 
 
 def every(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
+
+
+def below(shapes: dict[str, tuple[int, ...]], prefix: str | tuple[str, ...]) -> int:
+    return every({path: shape for path, shape in shapes.items() if path.startswith(prefix)})
 
 
 def vectors(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -161,10 +200,24 @@ ADAPTATIONS = {
         ),
         lambda shapes: low_rank(shapes, SOME) + vectors(shapes),
     ),
+    "selected": AdaptationRow(
+        lambda m, alpha: selected([m.some_matrices, m.vectors]),
+        lambda shapes: below(shapes, "dense_1/kernel") + vectors(shapes),
+        only=("mlp",),
+    ),
+    "bitfit": AdaptationRow(lambda m, alpha: bitfit(), vectors, only=("mlp",)),
+    "layer_norm": AdaptationRow(lambda m, alpha: layer_norm(), vectors, only=("llama_untied_gqa",)),
+    "freeze_below": AdaptationRow(
+        lambda m, alpha: freeze_below(1),
+        # One of the two layers, the final norm and the head.
+        lambda shapes: below(shapes, "layers/") // 2 + below(shapes, ("norm/", "head/")),
+        only=("llama_untied_gqa",),
+    ),
 }
 
 
 REPEATED = {
+    *(("llama_tied", name) for name in ("ia3", "houlsby", "pfeiffer", "parallel_adapter")),
     *(("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")),
     *(("llama_untied_gqa", name) for name in ("lora_rank_stabilised", "lora_some", "lora_embedding")),
 }
@@ -201,6 +254,6 @@ def cases() -> Iterator[Any]:
     for model_name, model in MODELS.items():
         base = scattered(jax.jit(model.model.init)(jax.random.key(0)), 0)
         for name, adaptation in ADAPTATIONS.items():
-            if model.embedding or not adaptation.needs_embedding:
+            if (model.embedding or not adaptation.needs_embedding) and model_name in (adaptation.only or MODELS):
                 marks = [pytest.mark.slow] if (model_name, name) in REPEATED else []
                 yield pytest.param(Case(model, adaptation, base, base), id=f"{name}-{model_name}", marks=marks)
