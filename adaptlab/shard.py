@@ -18,6 +18,7 @@ __all__ = ["RULES", "Placement", "make_mesh", "place"]
 
 RULES: Mapping[str, str | None] = {
     "batch": "data",
+    "bottleneck": None,
     "embed": None,
     "ffn": "tensor",
     "heads": "tensor",

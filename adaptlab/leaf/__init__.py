@@ -1,6 +1,32 @@
 """The weight nodes, and the few functions that read whatever stands where a model has a weight."""
 
+from adaptlab.leaf.adapters import ACTIVATIONS, Bottleneck, Fusion, KroneckerSum
 from adaptlab.leaf.low_rank import LowRank
+from adaptlab.leaf.prefix import Prefix, Prompt
+from adaptlab.leaf.quantized import Affine, Quantized, Scales, array_axes, is_quantized, quantize
+from adaptlab.leaf.scaled import Scaled
 from adaptlab.leaf.weight import Weight, dense, dot, is_node, node, product, take
 
-__all__ = ["LowRank", "Weight", "dense", "dot", "is_node", "node", "product", "take"]
+__all__ = [
+    "ACTIVATIONS",
+    "Affine",
+    "Bottleneck",
+    "Fusion",
+    "KroneckerSum",
+    "LowRank",
+    "Prefix",
+    "Prompt",
+    "Quantized",
+    "Scaled",
+    "Scales",
+    "Weight",
+    "array_axes",
+    "dense",
+    "dot",
+    "is_node",
+    "is_quantized",
+    "node",
+    "product",
+    "quantize",
+    "take",
+]

@@ -17,6 +17,7 @@ from adaptlab import tree
 from adaptlab.adapt import (
     Adaptation,
     bitfit,
+    chain,
     freeze_below,
     frozen,
     full,
@@ -28,6 +29,7 @@ from adaptlab.adapt import (
 from adaptlab.data import Batch
 from adaptlab.models import LlamaShape, Model, cross_entropy, language_modelling, llama, mlp
 from adaptlab.stats import Mean
+from tests.laws import slots
 
 ROWS, LENGTH, VOCABULARY, RANK = 8, 6, 32, 2
 
@@ -55,6 +57,9 @@ class AdaptationRow(NamedTuple):
     make: Callable[[ModelRow, Any], Adaptation]
     count: Callable[[dict[str, tuple[int, ...]]], int]
     needs_embedding: bool = False
+    hears_alpha: bool | None = None  # None: if it trains an A, as LoRA does
+    not_the_base: str = ""  # why it does not start as the base: skips that law
+    not_an_array: str = ""  # why it cannot be merged: skips those laws
     only: tuple[str, ...] = ()
 
 
@@ -139,29 +144,6 @@ def low_rank(shapes: dict[str, tuple[int, ...]], prefixes: tuple[str, ...], rank
 MATRIX = ("/kernel", "/embedding")
 BODY = ("layers/", "dense_")
 SOME = ("layers/attention/", "dense_1/")
-ADDED = "It adds computation that no kernel of the base could do."
-
-
-def stack(shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """L and D of a Llama."""
-    return shapes["layers/attention_norm/scale"]
-
-
-def bottlenecks(shapes: dict[str, tuple[int, ...]], per_layer: int) -> int:
-    """L · (2 D R + R + D) a slot."""
-    depth, d = stack(shapes)
-    return per_layer * depth * (2 * d * RANK + RANK + d)
-
-
-def scaled_ends(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Σ L · F over all kernels `[*L, D, F]`, and Σ L · D over some."""
-    ends = ((BODY, -1), (SOME, -2))
-    return sum(
-        math.prod(shape[:-2]) * shape[axis]
-        for prefixes, axis in ends
-        for path, shape in shapes.items()
-        if path.startswith(prefixes) and path.endswith("/kernel")
-    )
 
 
 def every(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -213,11 +195,19 @@ ADAPTATIONS = {
         lambda shapes: below(shapes, "layers/") // 2 + below(shapes, ("norm/", "head/")),
         only=("llama_untied_gqa",),
     ),
+    "chain": AdaptationRow(
+        lambda m, alpha: chain(
+            [selected(m.vectors), lora(RANK, alpha=alpha, select=m.matrices), lora(1, select=m.some_matrices)]
+        ),
+        lambda shapes: vectors(shapes) + low_rank(shapes, BODY) + low_rank(shapes, SOME, rank=1),
+        only=("llama_tied", "mlp"),
+    ),
 }
+
+ADAPTATIONS |= slots.rows(AdaptationRow)
 
 
 REPEATED = {
-    *(("llama_tied", name) for name in ("ia3", "houlsby", "pfeiffer", "parallel_adapter")),
     *(("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")),
     *(("llama_untied_gqa", name) for name in ("lora_rank_stabilised", "lora_some", "lora_embedding")),
 }

@@ -1,0 +1,113 @@
+"""Bottleneck adapters: a small network beside or behind a sub-layer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from adaptlab import leaf
+from adaptlab.adapt.adaptation import Adaptation
+from adaptlab.adapt.lora import Init, fan_in_uniform
+from adaptlab.adapt.slots import bind_slots, choose_slots, part
+from adaptlab.config import GIVEN, Traced
+from adaptlab.rng import stream_id
+from adaptlab.tree import unflatten
+
+__all__ = ["bottleneck", "check_bottleneck"]
+
+PLACEMENTS = {
+    "houlsby": ".*",
+    "pfeiffer": "(.*/)?feed_forward_adapter",
+    "parallel": "(.*/)?feed_forward_adapter",
+}
+
+
+def bottleneck(
+    width: int = 64,
+    *,
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby",
+    activation: str = "gelu",
+    scale: Traced = 1.0,
+    select: str | Sequence[str] | None = None,
+    init_down: Init | None = None,
+    slots: Annotated[Mapping[str, Any], GIVEN],
+) -> Adaptation:
+    """Adapters y + s · (f(h W_down + b_down) W_up + b_up) at the model's residual slots.
+
+    y `[B, T, D]` is what a sub-layer adds to the residual stream. In series h = y (Houlsby et al., arXiv:1902.00751,
+    fig. 2); in parallel h is the sub-layer's own input (He et al., arXiv:2110.04366, table 1). Trains 2 D R + R + D
+    parameters a slot and layer.
+
+    W_up and both biases start at zero, so that the adapted model starts as the base exactly; Houlsby et al. start
+    near it instead, from normal W of deviation 0.01. In models that normalise before a sub-layer the adapter
+    reads the sub-layer's output before it joins the residual stream; the layer norms are not trained.
+
+    Args:
+      width: R, the bottleneck's width.
+      placement: "houlsby" is in series behind every sub-layer, "pfeiffer" behind the feed-forward only
+        (arXiv:2005.00247, app. A), "parallel" beside the feed-forward only.
+      activation: f, a name in `adaptlab.leaf.ACTIVATIONS`.
+      scale: s; He et al. take 4 in parallel.
+      select: patterns of whole slot paths, e.g. `"layers/attention_adapter"`; None is the placement's.
+      init_down: `(key, shape) -> W_down`; by default `fan_in_uniform()`.
+      slots: what the model declares.
+
+    Raises:
+      ValueError: a width below 1, an unknown placement or activation, a model without residual slots, or a pattern
+        that matches none.
+    """
+    check_bottleneck(width, activation)
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement={placement!r} is not one of {sorted(PLACEMENTS)}.")
+    chosen = choose_slots(slots, "residual", select or PLACEMENTS[placement], "bottleneck")
+    draw = init_down or fan_in_uniform()
+
+    def init(key: jax.Array, base: Any) -> Any:
+        delta = {}
+        for path, slot in chosen.items():
+            *lead, d = slot.shape
+            delta[path] = {
+                "down": draw(jax.random.fold_in(key, stream_id(path)), (*lead, d, width)),
+                "down_bias": jnp.zeros((*lead, width)),
+                "up": jnp.zeros((*lead, width, d)),
+                "up_bias": jnp.zeros((*lead, d)),
+            }
+        return unflatten(delta)
+
+    def bind(base: Any, delta: Any) -> Any:
+        def node(path: str, lead: tuple[int, ...]) -> Any:
+            factors = jnp.full(lead, scale, jnp.float32)
+            return leaf.Bottleneck(
+                **part(delta, path), scale=factors, activation=activation, parallel=placement == "parallel"
+            )
+
+        return bind_slots(base, {path: node(path, slot.shape[:-1]) for path, slot in chosen.items()})
+
+    def axes(base_axes: Any) -> Any:
+        return unflatten({path: _axes(*slot.axes) for path, slot in chosen.items()})
+
+    return Adaptation(init, bind, axes)
+
+
+def _axes(*names: str | None) -> dict[str, tuple[str | None, ...]]:
+    *lead, d = names
+    return {
+        "down": (*lead, d, "bottleneck"),
+        "down_bias": (*lead, "bottleneck"),
+        "up": (*lead, "bottleneck", d),
+        "up_bias": (*lead, d),
+    }
+
+
+def check_bottleneck(width: int, activation: str) -> Callable[[jax.Array], jax.Array]:
+    """Return the activation.
+
+    Raises:
+      ValueError: a width below 1, or an unknown activation.
+    """
+    if width < 1:
+        raise ValueError(f"width={width} must be at least 1; use frozen() to train nothing.")
+    if activation not in leaf.ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is not one of {sorted(leaf.ACTIVATIONS)}.")
+    return leaf.ACTIVATIONS[activation]
