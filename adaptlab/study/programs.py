@@ -12,14 +12,24 @@ import jax
 import numpy as np
 
 from adaptlab import config, tree
-from adaptlab.measure import make_probe
+from adaptlab.measure import make_probe, make_slot_probe
 from adaptlab.optim.group_table import group_table
 from adaptlab.study.bases import open_moments
 from adaptlab.study.folder import write_json
 from adaptlab.study.lab import Lab
 from adaptlab.study.members import Member, method_program
 from adaptlab.study.settings import Replication
-from adaptlab.train import How, Program, Replicas, compile_program, compile_replicas, device_numbers
+from adaptlab.train import (
+    How,
+    Program,
+    Replicas,
+    SlotProbe,
+    compile_program,
+    compile_replicas,
+    device_numbers,
+    over_slots,
+    reading,
+)
 
 __all__ = ["Shared", "plan", "share"]
 
@@ -40,6 +50,7 @@ class Shared(NamedTuple):
       base: the weights it takes: the lab's, prepared for its adaptation.
       replicas: the slots it runs in, or None: its members run one after the other.
       probe: `(numbers, base, delta) -> metrics`.
+      slot_probe: measures all slots at once, or None.
       moments: what it takes over of the base's own training, or None.
       flops: of one run's step.
       memory_bytes: what a step needs at its peak on one device, all slots together.
@@ -50,6 +61,7 @@ class Shared(NamedTuple):
     base: Any
     replicas: Replicas | None
     probe: Callable[..., dict[str, float]]
+    slot_probe: SlotProbe | None
     moments: Any
     flops: int
     memory_bytes: int
@@ -121,25 +133,32 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     scalars = device_numbers(members[0].numbers, members[0].seed, lab.params)
     base = program.prepare(scalars[0], lab.params)
     _log_groups(lab, program, base, members[0], moments)
-    probe = make_probe(lab.measurement, lab.held_out, program.bind)
-
-    def held_out(*args: Any) -> dict[str, float]:
-        return {f"held_out/{name}": value for name, value in probe(*args).items()}
-
+    domains = {f"held_out/{name}": batches for name, batches in lab.held_out.items()}
+    probe = make_probe(lab.measurement, domains, program.bind)
     bench = _Bench(lab, program, base, members[0], moments)
     slots, how = _decide(bench, len(members), folder, replication)
     if how == "alone":
         compiled = compile_program(program, *scalars, base, lab.put(bench.batch), moments)
         log.info("%s: compiled in %.1f s", members[0].method, compiled.seconds)
         return Shared(
-            compiled.program, base, None, held_out, moments, compiled.flops, compiled.memory_bytes, compiled.seconds
+            compiled.program, base, None, probe, None, moments, compiled.flops, compiled.memory_bytes, compiled.seconds
         )
     replicas = bench.replicas(slots, how)
     log.info(
         "%s: %d at a time by %s, %.2f GiB, compiled in %.1f s",
         *(members[0].method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
     )
-    return Shared(program, base, replicas, held_out, moments, bench.flops(), replicas.memory_bytes, replicas.seconds)
+
+    def bind(numbers: Any, base: Any, state: Any) -> Any:
+        return program.bind(numbers, base, reading(state))
+
+    slot_probe = make_slot_probe(
+        lab.measurement, domains, bind, lambda one: over_slots(one, replicas.how, lab.placement)
+    )
+    return Shared(
+        *(program, base, replicas, probe, slot_probe, moments),
+        *(bench.flops(), replicas.memory_bytes, replicas.seconds),
+    )
 
 
 def _log_groups(lab: Lab, program: Program, base: Any, member: Member, moments: Any) -> None:

@@ -151,7 +151,7 @@ def _run_group(
     if shared.replicas is None:
         return [(task, _alone(task, shared, functools.partial(begin, task))) for task in tasks]
     works = [Work(t.member.numbers, t.member.seed, functools.partial(begin, t)) for t in tasks]
-    outcomes = fit_replicas(shared.replicas, shared.base, works)
+    outcomes = fit_replicas(shared.replicas, shared.base, works, probe=shared.slot_probe)
     return [(task, outcomes[i]) for i, task in enumerate(tasks)]
 
 

@@ -2,11 +2,11 @@
 
 from adaptlab.train.checkpoint import CheckpointError, Checkpoints, open_checkpoints
 from adaptlab.train.duration import Duration, duration
-from adaptlab.train.loop import Clock, Fitted, Run, Seat, Writer, alone, course, fit
+from adaptlab.train.loop import Clock, Fitted, Measure, Run, Seat, Update, Writer, alone, course, fit
 from adaptlab.train.objective import Loss, Objective, Term, l2_sp, make_objective
 from adaptlab.train.program import Compiled, Numbers, Program, compile_program, device_numbers, make_program
-from adaptlab.train.replicas import How, Replicas, Work, compile_replicas, fit_replicas
-from adaptlab.train.step import TrainState, init_state, make_step
+from adaptlab.train.replicas import How, Replicas, SlotProbe, Work, compile_replicas, fit_replicas, over_slots
+from adaptlab.train.step import TrainState, init_state, make_step, reading
 from adaptlab.train.stopping import EarlyStopping, Watch, early_stopping
 
 __all__ = [
@@ -19,14 +19,17 @@ __all__ = [
     "Fitted",
     "How",
     "Loss",
+    "Measure",
     "Numbers",
     "Objective",
     "Program",
     "Replicas",
     "Run",
     "Seat",
+    "SlotProbe",
     "Term",
     "TrainState",
+    "Update",
     "Watch",
     "Work",
     "Writer",
@@ -45,4 +48,6 @@ __all__ = [
     "make_program",
     "make_step",
     "open_checkpoints",
+    "over_slots",
+    "reading",
 ]

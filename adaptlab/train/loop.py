@@ -11,8 +11,8 @@ The order, for each step s from where the run stands up to its total T:
 A checkpoint at s is therefore the state in which the curves hold all rows of steps before s, and resuming at s drops
 later rows and goes on with 1.
 
-The order stands in `course`, a generator that hands over a batch wherever an update is due, and neither knows nor cares
-whether it steps alone (`fit`) or with others (`adaptlab.train.replicas`).
+The order stands in `course`, a generator that asks for an update or a measurement wherever one is due, and neither
+knows nor cares whether it gets them alone (`fit`) or with others (`adaptlab.train.replicas`).
 """
 
 import time
@@ -26,7 +26,7 @@ from adaptlab.train.checkpoint import Checkpoints
 from adaptlab.train.program import Numbers, Program, device_numbers, scalar_put
 from adaptlab.train.step import TrainState, reading
 
-__all__ = ["Clock", "Course", "Fitted", "Run", "Seat", "Writer", "alone", "course", "fit"]
+__all__ = ["Clock", "Course", "Fitted", "Measure", "Run", "Seat", "Update", "Writer", "alone", "course", "fit"]
 
 Metrics = dict[str, Any]
 
@@ -43,6 +43,18 @@ class Seat(NamedTuple):
 
     get: Callable[[], TrainState]
     put: Callable[[TrainState], None]
+
+
+class Update(NamedTuple):
+    """A course asks for an update with this batch; it is sent its metrics, which may still be on their way."""
+
+    batch: Any
+
+
+class Measure(NamedTuple):
+    """A course asks for a measurement of its state; it is sent `{metric: value}`, such as `probe(state)` gives."""
+
+    probe: Callable[[TrainState], Metrics]
 
 
 class Run(NamedTuple):
@@ -98,8 +110,8 @@ class Fitted(NamedTuple):
         return self.state.watch.best_delta if self.state.watch else reading(self.state)
 
 
-Course = Generator[Any, Metrics, Fitted]
-"""Yields the batch of each update; is sent that update's metrics, which may still be on their way."""
+Course = Generator[Update | Measure, Metrics, Fitted]
+"""Yields what is due next; is sent its outcome."""
 
 
 class Clock:
@@ -150,25 +162,28 @@ def fit(run: Run, checkpoints: Checkpoints, open_writer: Callable[[int], Writer]
 
 
 def alone(
-    begin: Callable[[Seat, Clock], Generator[Any, Metrics, Any]],
+    begin: Callable[[Seat, Clock], Generator[Update | Measure, Metrics, Any]],
     program: Program,
     base: Any,
     numbers: Mapping[str, float],
     seed: int,
     clock: Clock | None = None,
 ) -> Any:
-    """Give every update of a course to a program of its own, and return what the course returns."""
+    """Give a course its updates by a program of its own, and its measurements, and return what it returns."""
     held: list[Any] = [None]
     clock, scalars = clock or Clock(), device_numbers(numbers, seed, base)
     steps = begin(Seat(lambda: held[0], lambda state: held.__setitem__(0, state)), clock)
-    metrics = None
+    outcome = None
     with jax.transfer_guard("disallow"):
         while True:
             try:
-                batch = steps.send(metrics)  # pyright: ignore[reportArgumentType] (the first one is None)
+                due = steps.send(outcome)  # pyright: ignore[reportArgumentType] (the first one is None)
             except StopIteration as end:
                 return end.value
-            held[0], metrics = program.step(*scalars, held[0], base, batch)
+            if isinstance(due, Measure):
+                outcome = due.probe(held[0])
+                continue
+            held[0], outcome = program.step(*scalars, held[0], base, due.batch)
             clock.updates += 1
 
 
@@ -213,8 +228,9 @@ def _steps(
         if measuring or saving:
             if not settle():
                 return Fitted(seat.get(), diverged_at=step - 1)
-            measured = run.probe(numbers, run.base, reading(seat.get())) if measuring else {}
+            measured: Metrics = {}
             if measuring:
+                measured = yield Measure(lambda state: run.probe(numbers, run.base, reading(state)))
                 writer.write(step, measured)
             if saving:
                 writer.flush()
@@ -226,7 +242,7 @@ def _steps(
                 return Fitted(seat.get(), stopped_at=step)
         if step == end:
             return Fitted(seat.get(), paused_at=step if pausing else None)
-        metrics = yield run.batches(step)
+        metrics = yield Update(run.batches(step))
         if not settle():
             return Fitted(seat.get(), diverged_at=step - 1)
         pending = step, clock.updates, metrics

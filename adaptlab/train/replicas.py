@@ -21,12 +21,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab.shard import Placement
-from adaptlab.train.loop import Clock, Seat
+from adaptlab.train.loop import Clock, Measure, Seat, Update
 from adaptlab.train.program import Numbers, Program, abstract_state, device_numbers, peak_bytes, scalar_put
 
-__all__ = ["How", "Replicas", "Work", "compile_replicas", "fit_replicas"]
+__all__ = ["How", "Replicas", "SlotProbe", "Work", "compile_replicas", "fit_replicas", "over_slots"]
 
 How = Literal["vmap", "map"]
+SlotProbe = Callable[[Any, Any, Any, Any], Callable[[int], dict[str, float]]]
+"""`(numbers_S, states_S, active_S, base) -> slot -> {metric: value}`: measures all active slots at once."""
 
 
 class Replicas(NamedTuple):
@@ -61,12 +63,13 @@ class Work(NamedTuple):
     Attributes:
       numbers: its traced numbers.
       seed: its seed.
-      begin: `(seat, clock) -> generator` that yields host batches and returns the run's result; see `loop.course`.
+      begin: `(seat, clock) -> generator` that yields what is due, with batches on the host, and returns the run's
+        result; see `loop.course`.
     """
 
     numbers: Mapping[str, float]
     seed: int
-    begin: Callable[[Seat, Clock], Generator[Any, dict[str, Any], Any]]
+    begin: Callable[[Seat, Clock], Generator[Update | Measure, dict[str, Any], Any]]
 
 
 def compile_replicas(
@@ -144,10 +147,39 @@ def _spreader(placement: Placement) -> Callable[[Any], Any]:
     return lambda tree: jax.tree.map(put, tree)
 
 
+def over_slots(one: Callable[[Any, Any], Any], how: How, placement: Placement) -> Callable[[Any, Any], Any]:
+    """Return `(each_S, shared) -> result_S` from `one(each, shared) -> result`.
+
+    Args:
+      one: what is done in one slot.
+      how: whether slots are batched or taken in turn.
+      placement: the mesh, whose `replica` axis the slots are spread over.
+    """
+
+    def many(each_S: Any, shared: Any) -> Any:
+        if how == "vmap":
+            return jax.vmap(one, in_axes=(0, None))(each_S, shared)
+        return jax.lax.map(lambda each: one(each, shared), each_S)
+
+    if placement.mesh.shape["replica"] == 1:
+        return many
+    along, everywhere = PartitionSpec("replica"), PartitionSpec()
+    return jax.shard_map(
+        many,
+        mesh=placement.mesh,
+        in_specs=(along, everywhere),
+        out_specs=along,
+        axis_names={"replica"},
+        check_vma=False,
+    )
+
+
 def _stepper(program: Program, how: How, placement: Placement) -> Callable[..., Any]:
     """Return the step over all slots."""
 
-    def one(numbers: Numbers, seed: Any, state: Any, active: Any, base: Any, batch: Any) -> Any:
+    def one(each: Any, base: Any) -> Any:
+        numbers, seed, state, active, batch = each
+
         def update() -> Any:
             return program.step(numbers, seed, state, base, batch)
 
@@ -156,26 +188,16 @@ def _stepper(program: Program, how: How, placement: Placement) -> Callable[..., 
 
         return jax.lax.cond(active, update, rest)
 
-    def slots(numbers: Numbers, seeds: Any, states: Any, active: Any, base: Any, batch: Any) -> Any:
-        if how == "vmap":
-            return jax.vmap(one, in_axes=(0, 0, 0, 0, None, 0))(numbers, seeds, states, active, base, batch)
-        return jax.lax.map(lambda x: one(x[0], x[1], x[2], x[3], base, x[4]), (numbers, seeds, states, active, batch))
+    slots = over_slots(one, how, placement)
 
-    if placement.mesh.shape["replica"] == 1:
-        return slots
-    along, everywhere = PartitionSpec("replica"), PartitionSpec()
-    return jax.shard_map(
-        slots,
-        mesh=placement.mesh,
-        in_specs=(along, along, along, along, everywhere, along),
-        out_specs=along,
-        axis_names={"replica"},
-        check_vma=False,
-    )
+    def step(numbers: Numbers, seeds: Any, states: Any, active: Any, base: Any, batch: Any) -> Any:
+        return slots((numbers, seeds, states, active, batch), base)
+
+    return step
 
 
 class _Slots:
-    """The arrays behind the slots: what stands in each, and one update of all that are taken."""
+    """The arrays behind the slots: what stands in each, and one update, or measurement, of those that are due."""
 
     def __init__(self, replicas: Replicas, names: Iterable[str], base: Any) -> None:
         self._replicas, self._base, self._states = replicas, base, replicas.empty()
@@ -189,28 +211,41 @@ class _Slots:
             self._numbers_S[name][slot] = value
         self._seeds_S[slot] = work.seed
 
-        def get() -> Any:
-            return self._replicas.get(self._states, self._index[slot])
-
         def put(state: Any) -> None:
             self._states = self._replicas.put(self._states, self._index[slot], state)
 
-        return Seat(get, put)
+        return Seat(functools.partial(self.state, slot), put)
 
     def update(self, batches: Mapping[int, Any]) -> Mapping[str, jax.Array]:
         """Update the slots that have a batch, and return all slots' metrics."""
         some, slots = next(iter(batches.values())), range(self._replicas.slots)
         batch_S = jax.tree.map(lambda *x: np.stack(x), *(batches.get(slot, some) for slot in slots))
-        active_S = np.array([slot in batches for slot in slots])
-        # Copies: on a CPU device_put may alias host memory, which the next claim would change under the program.
-        numbers_S, seeds_S = jax.tree.map(np.copy, (self._numbers_S, self._seeds_S))
-        numbers_S, seeds_S, active_S, batch_S = self._replicas.spread((numbers_S, seeds_S, active_S, batch_S))
+        numbers_S, active_S, seeds_S, batch_S = self._spread(batches, np.copy(self._seeds_S), batch_S)
         self._states, metrics_S = self._replicas.step(numbers_S, seeds_S, self._states, active_S, self._base, batch_S)
         return metrics_S
 
+    def measure(self, probe: SlotProbe, due: Iterable[int]) -> Callable[[int], dict[str, float]]:
+        """Measure the slots that are due, and return `slot -> metrics`."""
+        numbers_S, active_S = self._spread(due)
+        return probe(numbers_S, self._states, active_S, self._base)
+
+    def state(self, slot: int) -> Any:
+        """What stands in a slot."""
+        return self._replicas.get(self._states, self._index[slot])
+
+    def _spread(self, due: Iterable[int], *more: Any) -> Any:
+        """Put the numbers, which slots are due, and more on the devices."""
+        active_S = np.isin(np.arange(self._replicas.slots), list(due))
+        # Copies: on a CPU device_put may alias host memory, which the next claim would change under the program.
+        return self._replicas.spread((jax.tree.map(np.copy, self._numbers_S), active_S, *more))
+
 
 def fit_replicas(
-    replicas: Replicas, base: Any, works: Sequence[Work], clock: Clock | None = None
+    replicas: Replicas,
+    base: Any,
+    works: Sequence[Work],
+    clock: Clock | None = None,
+    probe: SlotProbe | None = None,
 ) -> dict[int, Any | Exception]:
     """Run all works through the slots, as many at a time as there are, and return `{index: result}`.
 
@@ -221,17 +256,25 @@ def fit_replicas(
       base: the frozen weights, on their devices.
       works: the runs.
       clock: is told when updates are done.
+      probe: measures all slots that are due at once; None lets every run measure by itself.
     """
     clock, results, waiting = clock or Clock(), {}, deque(range(len(works)))
     slots = _Slots(replicas, works[0].numbers if works else (), base)
     taken: dict[int, tuple[int, Any]] = {}  # slot -> the work's index and its generator
     batches: dict[int, Any] = {}  # slot -> the batch its run waits to be updated with
+    measures: set[int] = set()  # the slots whose runs wait to be measured
 
-    def go_on(slot: int, metrics: Any) -> None:
-        """Let the run in a slot go on to its next update, or to its end."""
+    def go_on(slot: int, outcome: Any) -> None:
+        """Let the run in a slot go on until it asks for something, or to its end."""
         index, steps = taken[slot]
         try:
-            batches[slot] = steps.send(metrics)
+            due = steps.send(outcome)
+            while isinstance(due, Measure) and probe is None:
+                due = steps.send(due.probe(slots.state(slot)))
+            if isinstance(due, Measure):
+                measures.add(slot)
+            else:
+                batches[slot] = due.batch
         except StopIteration as end:
             results[index] = end.value
         except Exception as error:  # one run's failure is not the others'
@@ -247,6 +290,12 @@ def fit_replicas(
                     index = waiting.popleft()
                     taken[slot] = index, works[index].begin(slots.claim(slot, works[index]), clock)
                     go_on(slot, None)
+            if measures and probe:
+                measured, values = sorted(measures), slots.measure(probe, measures)
+                measures.clear()
+                for slot in measured:
+                    go_on(slot, values(slot))
+                continue  # runs may have ended, and their slots be free
             if not taken:
                 return results
             metrics_S, updated = slots.update(batches), sorted(taken)

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from adaptlab.measure import Measurement, make_probe, make_slot_probe
 from adaptlab.rng import generator_for
 from adaptlab.shard import Placement, make_mesh, place
 from adaptlab.train import (
@@ -25,6 +27,7 @@ from adaptlab.train import (
     fit,
     fit_replicas,
     open_checkpoints,
+    over_slots,
 )
 from tests.train import toy
 from tests.train.toy import NOWHERE, Journal, into
@@ -83,6 +86,41 @@ def test_a_member_has_the_curve_it_has_alone(how: How, replica: int):
         wanted = alone(toy_run(*member, toy.program()))
         assert journal.keys() == wanted.keys()
         np.testing.assert_allclose(list(journal.values()), list(wanted.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["vmap", "map"])
+@pytest.mark.parametrize("replica", [1, 2])
+def test_members_that_are_measured_together_get_what_each_measures_alone(how: How, replica: int):
+    where = placement(replica)
+    squared = Measurement(
+        lambda: jnp.zeros(2),
+        lambda state, params, batch: state + jnp.stack([jnp.sum((batch.x @ params["w"] - batch.y) ** 2), 8.0]),
+        lambda state: {"error": float(state[0] / state[1])},
+    )
+    domains = {
+        name: [jax.device_put(host_points(9)(i + at), where.replicated) for i in range(2)]
+        for name, at in (("a", 0), ("b", 2))
+    }
+    program = toy.program(placement=where)
+    replicas, base, _ = slots(program, 4, how, replica)
+    one = make_probe(squared, domains, program.bind)
+    together = make_slot_probe(
+        squared,
+        domains,
+        lambda numbers, base, state: program.bind(numbers, base, state.delta),
+        lambda f: over_slots(f, how, where),
+    )
+    # Six runs in four slots: the last two are out of step with nobody, then alone in half of the slots.
+    runs = [toy_run(*member, program, base=base, probe=one) for member in MEMBERS]
+    journals: dict[bool, list[Journal]] = {}
+    for batched in (False, True):
+        journals[batched] = [{} for _ in runs]
+        works = [work(r, j) for r, j in zip(runs, journals[batched], strict=True)]
+        fit_replicas(replicas, base, works, probe=together if batched else None)
+    for got, wanted in zip(journals[True], journals[False], strict=True):
+        assert got.keys() == wanted.keys()
+        assert {(0, "a/error"), (6, "b/error")} <= got.keys()
+        np.testing.assert_allclose(list(got.values()), list(wanted.values()), rtol=1e-6)
 
 
 @pytest.mark.parametrize("how", ["vmap", "map"])
