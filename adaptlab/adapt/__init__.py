@@ -2,17 +2,21 @@
 
 from adaptlab.adapt.adaptation import Adaptation, materialize, prepared
 from adaptlab.adapt.bottleneck import bottleneck
+from adaptlab.adapt.compose import chain
 from adaptlab.adapt.files import load_delta, save_delta
 from adaptlab.adapt.ia3 import ia3
-from adaptlab.adapt.lora import fan_in_uniform, lora, zeros
+from adaptlab.adapt.lora import as_lora, fan_in_uniform, lora, zeros
+from adaptlab.adapt.pissa import pissa
 from adaptlab.adapt.selective import anchors, bitfit, freeze_below, layer_norm, linear_probe, selected
 from adaptlab.adapt.simple import frozen, full, partition, scratch
 
 __all__ = [
     "Adaptation",
     "anchors",
+    "as_lora",
     "bitfit",
     "bottleneck",
+    "chain",
     "fan_in_uniform",
     "freeze_below",
     "frozen",
@@ -24,6 +28,7 @@ __all__ = [
     "lora",
     "materialize",
     "partition",
+    "pissa",
     "prepared",
     "save_delta",
     "scratch",

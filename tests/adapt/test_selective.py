@@ -1,0 +1,96 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from adaptlab import leaf, tree
+from adaptlab.adapt import anchors, bitfit, chain, freeze_below, full, layer_norm, linear_probe, lora, selected
+from adaptlab.models import LlamaShape, language_modelling, llama
+from adaptlab.train import make_objective
+from tests.laws.table import scattered, text_batch
+
+KEY = jax.random.key(0)
+MODEL = llama(LlamaShape(32, 16, 3, 4, 2, 6, 20, tied=False))
+BASE = scattered(jax.jit(MODEL.init)(KEY), 0)
+
+
+def gradient(adaptation: Any, delta: Any) -> Any:
+    objective = make_objective(language_modelling(MODEL), adaptation)
+    return jax.grad(lambda d: objective(d, BASE, text_batch(0), KEY).value)(delta)
+
+
+def test_the_layers_of_a_range_get_the_gradient_of_full_fine_tuning_and_delta_holds_no_others():
+    part = selected(["layers/attention/.*", "norm/scale"], layers=[1, 2])
+    delta = part.init(KEY, BASE)
+    shapes = {path: x.shape for path, x in tree.flatten(delta).items()}
+    assert shapes["1:2/layers/attention/query/kernel"] == (1, 16, 24)
+    assert shapes["norm/scale"] == (16,)
+    whole = tree.flatten(gradient(full(), BASE))
+    for path, g in tree.flatten(gradient(part, delta)).items():
+        wanted = whole[path.removeprefix("1:2/")]
+        np.testing.assert_allclose(g, wanted[1:2] if path.startswith("1:2/") else wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("layers", "chosen"), [([0, 2], [0, 1]), ([1, None], [1, 2]), ([-1, None], [2])], ids=str)
+def test_a_range_counts_as_slices_do_and_leaves_the_other_layers_alone(layers: Any, chosen: list[int]):
+    adaptation = selected("layers/feed_forward/.*", layers=layers)
+    moved = jax.tree.map(lambda x: x + 1.0, adaptation.init(KEY, BASE))
+    bound = adaptation.bind(BASE, moved)
+    change = bound["layers"]["feed_forward"]["up"]["kernel"] - BASE["layers"]["feed_forward"]["up"]["kernel"]
+    np.testing.assert_allclose(np.abs(change).mean((1, 2)), [float(i in chosen) for i in range(3)], atol=1e-6)
+    assert bound["embed"]["embedding"] is BASE["embed"]["embedding"]
+
+
+def test_freezing_below_a_layer_trains_what_lies_above_and_not_the_embeddings():
+    paths = set(tree.flatten(freeze_below(2).init(KEY, BASE)))
+    layers = {f"2:/{path}" for path in tree.flatten(BASE) if path.startswith("layers/")}
+    assert paths == layers | {"norm/scale", "head/kernel"}
+
+
+def test_a_linear_probe_trains_the_head_and_layer_norm_the_gains():
+    assert set(tree.flatten(linear_probe().init(KEY, BASE))) == {"head/kernel"}
+    paths = {"layers/attention_norm/scale", "layers/feed_forward_norm/scale", "norm/scale"}
+    assert set(tree.flatten(layer_norm().init(KEY, BASE))) == paths
+
+
+def test_bitfit_says_what_a_model_without_biases_has_instead():
+    with pytest.raises(ValueError, match=r"has none. Its other vectors are .*attention_norm/scale.*layer_norm\(\)"):
+        bitfit().init(KEY, BASE)
+    with pytest.raises(ValueError, match="this model has none"):
+        bitfit().axes(MODEL.axes())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": [3, None]}, r"layers=\[3, None\] is empty: .* has the layers 0 to 2"),
+        ({"layers": [1]}, r"layers=\[1\] is not \[first, stop\]"),
+        ({"select": "norm/scale", "layers": [0, 1]}, r"cuts none of \['norm/scale'\]"),
+        ({"select": "tail/.*"}, "Selector 'tail/.*' matches nothing"),
+    ],
+    ids=str,
+)
+def test_a_range_that_selects_nothing_is_an_error(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        selected(**{"select": "layers/.*", **options}).init(KEY, BASE)
+
+
+def test_a_weight_that_is_adapted_already_cannot_be_selected():
+    below = lora(2)
+    bound = below.bind(BASE, below.init(KEY, BASE))
+    with pytest.raises(ValueError, match=r"layers/attention/key/kernel is a LowRank node"):
+        selected("layers/attention/key/kernel").init(KEY, bound)
+    assert leaf.is_node(bound["layers"]["attention"]["key"]["kernel"])
+
+
+def test_weights_are_anchored_where_they_started_and_factors_at_zero():
+    adaptation = chain([selected("layers/attention/.*", layers=[1, None]), lora(2, select="head/.*"), layer_norm()])
+    held = tree.flatten(anchors(BASE, adaptation.init(KEY, BASE)))
+    for path, x in held.items():
+        if "/layers/attention/" in path:
+            wanted = tree.flatten(BASE)[path.removeprefix("0/1:/")][1:]
+        else:
+            wanted = tree.flatten(BASE)[path[2:]] if path.startswith("2/") else jnp.zeros_like(x)
+        np.testing.assert_array_equal(x, wanted, err_msg=path)
