@@ -1,5 +1,7 @@
 """Models as `Model(init, apply, axes)`, and their weights from files. The only room that knows Flax."""
 
+from adaptlab.models.bert import BertShape, bert, bert_classifier
+from adaptlab.models.gpt2 import GPT2Shape, gpt2
 from adaptlab.models.llama import LlamaShape, llama
 from adaptlab.models.losses import cross_entropy, language_modelling
 from adaptlab.models.mlp import mlp
@@ -9,11 +11,16 @@ from adaptlab.models.stack import REMAT_POLICIES
 
 __all__ = [
     "REMAT_POLICIES",
+    "BertShape",
+    "GPT2Shape",
     "LlamaShape",
     "Model",
     "Pretrained",
     "Slot",
+    "bert",
+    "bert_classifier",
     "cross_entropy",
+    "gpt2",
     "language_modelling",
     "llama",
     "mlp",

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from adaptlab.models.blocks import slots_of
 from adaptlab.models.layers import (
     Embed,
     Linear,
@@ -164,13 +165,8 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
         return module.apply({"params": params}, tokens, segments, positions, rate, rngs=rngs)
 
     def slots() -> dict[str, Slot]:
-        residual_slot = Slot("residual", (shape.depth, shape.width), ("layers", "embed"))
-        prefix_shape = (shape.depth, shape.kv_heads, shape.head_width)
-        return {
-            "layers/attention/prefix": Slot("prefix", prefix_shape, ("layers", "kv_heads", None)),
-            "layers/attention_adapter": residual_slot,
-            "layers/feed_forward_adapter": residual_slot,
-            "prompt": Slot("prompt", (shape.width,), ("embed",)),
-        }
+        return slots_of(
+            depth=shape.depth, width=shape.width, heads=shape.kv_heads, head_width=shape.head_width, axis="kv_heads"
+        )
 
     return Model(init, apply, axes, slots)

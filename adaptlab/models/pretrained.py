@@ -2,22 +2,45 @@
 
 import hashlib
 import json
+import logging
 import math
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
 from adaptlab import tree
+from adaptlab.config import GIVEN
 from adaptlab.gguf import TensorInfo, load_gguf_header
-from adaptlab.models.llama import LlamaShape, llama
-from adaptlab.models.model import Pretrained
-from adaptlab.models.weights import Entry, assemble, disassemble, llama_entries
+from adaptlab.models.bert_family import BERT
+from adaptlab.models.family import Family
+from adaptlab.models.gpt2_family import GPT2
+from adaptlab.models.llama_family import LLAMA
+from adaptlab.models.model import Model, Pretrained
+from adaptlab.models.weights import Entry, assemble, disassemble
+from adaptlab.rng import key_for
 from adaptlab.source import Source
 
-__all__ = ["pretrained", "save_hf"]
+__all__ = ["FAMILIES", "pretrained", "save_hf"]
+
+log = logging.getLogger(__name__)
+
+FAMILIES = {family.name: family for family in (BERT, GPT2, LLAMA)}
+"""By the `model_type` of config.json."""
+
+_HEAD = "classifier/"
+
+
+class _Opened(NamedTuple):
+    """A file's model: `load(shapes)` reads the weights of these `{path: shape}`."""
+
+    family: Family
+    shape: Any
+    context: int
+    load: Callable[[dict[str, tuple[int, ...]]], Any]
 
 
 def pretrained(
@@ -27,6 +50,9 @@ def pretrained(
     dtype: str = "float32",
     remat: str = "none",
     unroll: int | None = None,
+    pooling: Literal["cls", "mean"] | None = None,
+    classes: Annotated[int | None, GIVEN] = None,
+    head_seed: int = 0,
 ) -> Pretrained:
     """Return the model that a file describes; its weights are read when `load` is called.
 
@@ -36,23 +62,71 @@ def pretrained(
       dtype: compute dtype, see `llama`.
       remat: what the backward pass recomputes, see `llama`.
       unroll: layers per scan iteration, see `llama`.
+      pooling: how an encoder makes one vector of a text, see `bert`.
+      classes: give an encoder a linear head over so many classes: the file's own if it has one of that size, or else
+        a new one.
+      head_seed: the seed of a new head. It belongs to the base, so that every method and every run starts from it.
 
     Raises:
-      ValueError: neither format, or an architecture that adaptlab does not have.
+      ValueError: neither format, an architecture that adaptlab does not have, or a head or pooling for a decoder.
     """
     path = Path(source.fetch())
-    shape, context, load = _open_gguf(path) if path.suffix == ".gguf" else _open_hf(path)
-    model = llama(shape, dtype=dtype, remat=remat, unroll=unroll)
-    return Pretrained(name or source.name, model, load, source.sha256 or _fingerprint(path), context)
+    opened = _open_gguf(path) if path.suffix == ".gguf" else _open_hf(path)
+    model = _model(opened, pooling, classes, path, dtype=dtype, remat=remat, unroll=unroll)
+
+    def load() -> Any:
+        expected = jax.eval_shape(model.init, jax.random.key(0))
+        params = opened.load({p: x.shape for p, x in tree.flatten(expected).items()})
+        if classes is None or "classifier" in params:
+            return params
+        log.info("%s: a new head over %d classes, drawn with seed %d", path.name, classes, head_seed)
+        head = jax.jit(lambda key: model.init(key)["classifier"])(key_for(head_seed, "head"))
+        return params | {"classifier": jax.tree.map(np.asarray, head)}
+
+    return Pretrained(name or source.name, model, load, source.sha256 or _fingerprint(path), opened.context)
 
 
-def _shapes(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
-    params = jax.eval_shape(llama(shape).init, jax.random.key(0))
-    return {path: x.shape for path, x in tree.flatten(params).items()}
+def _model(opened: _Opened, pooling: str | None, classes: int | None, path: Path, **options: Any) -> Model:
+    family = opened.family
+    if family.classifier is None and (pooling or classes):
+        raise ValueError(f"{path} is a {family.name!r} decoder: it has no pooling={pooling!r}, classes={classes}.")
+    if family.classifier and classes:
+        return family.classifier(opened.shape, classes=classes, pooling=pooling or "cls", **options)
+    return family.model(opened.shape, **({"pooling": pooling} if family.classifier else {}), **options)
 
 
-def _entries(shape: LlamaShape) -> list[Entry]:
-    return llama_entries(heads=shape.heads, kv_heads=shape.kv_heads, tied=shape.tied)
+def save_hf(folder: str | Path, shape: Any, params: Any, context: int) -> None:
+    """Write plain (merged) weights as a folder that transformers' `from_pretrained` reads.
+
+    Args:
+      folder: where to; it is made.
+      shape: the sizes, whose class says which family it is.
+      params: the weights, with or without a head.
+      context: the longest sequence; of a model that has learned its positions, as many as it has.
+
+    Raises:
+      ValueError: weights that no checkpoint of the family has, or another context than the learned one.
+    """
+    from safetensors.numpy import save_file
+
+    family = next(family for family in FAMILIES.values() if isinstance(shape, family.shape))
+    if getattr(shape, "context", context) != context:
+        raise ValueError(f"context={context}, but the model has learned {shape.context} positions: save it with those.")
+    config, prefix = family.write(shape, context, {p: np.shape(x) for p, x in tree.flatten(params).items()})
+    heads = {entry.hf for entry in family.entries(shape) if entry.path.startswith(_HEAD)}
+    tensors = disassemble(family.entries(shape), params)
+    tensors = {name if name in heads else prefix + name: x for name, x in tensors.items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = {"model_type": family.name, **config, "torch_dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _family(name: str, families: Mapping[str, Family], where: Path) -> Family:
+    if name not in families:
+        raise ValueError(f"{where} is a {name!r} model; adaptlab reads {', '.join(map(repr, sorted(families)))}.")
+    return families[name]
 
 
 def _weight_files(path: Path) -> list[Path]:
@@ -71,15 +145,10 @@ def _fingerprint(path: Path) -> str:
     return sha.hexdigest()
 
 
-def _require(architecture: str, where: Path) -> None:
-    if architecture != "llama":
-        raise ValueError(f"{where} is a {architecture!r} model; adaptlab reads 'llama'.")
-
-
 # GGUF ------------------------------------------------------------------------------------------------------------
 
 
-def _open_gguf(path: Path) -> tuple[LlamaShape, int, Callable[[], Any]]:
+def _open_gguf(path: Path) -> _Opened:
     metadata, tensors = load_gguf_header(path)
 
     def header(key: str, default: Any = None) -> Any:
@@ -88,32 +157,22 @@ def _open_gguf(path: Path) -> tuple[LlamaShape, int, Callable[[], Any]]:
             raise ValueError(f"{path} has no {key!r} in its header.")
         return value
 
-    _require(header("general.architecture"), path)
-    width, heads = header("llama.embedding_length"), header("llama.attention.head_count")
-    shape = LlamaShape(
-        vocab_size=tensors["token_embd.weight"].shape[0],
-        width=width,
-        depth=header("llama.block_count"),
-        heads=heads,
-        kv_heads=header("llama.attention.head_count_kv", heads),
-        head_width=header("llama.attention.key_length", width // heads),
-        ffn_width=header("llama.feed_forward_length"),
-        rope_base=float(header("llama.rope.freq_base", 10_000.0)),
-        norm_eps=float(header("llama.attention.layer_norm_rms_epsilon")),
-        tied="output.weight" not in tensors,
-    )
+    readable = {name: family for name, family in FAMILIES.items() if family.read_gguf}
+    family = _family(header("general.architecture"), readable, path)
+    assert family.read_gguf is not None
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    shape = family.read_gguf(header, found)
 
-    def load() -> Any:
-        found = {name: tensor.shape for name, tensor in tensors.items()}
+    def load(shapes: dict[str, tuple[int, ...]]) -> Any:
         data = np.memmap(path, np.uint8, "r")
 
         def read(name: str, entry: Entry) -> np.ndarray:
             array = _dequantise(data, tensors[name])
             return _deinterleave(array, entry.rotary_heads) if entry.rotary_heads else array
 
-        return assemble(_entries(shape), lambda e: e.gguf, _shapes(shape), found, read, str(path))
+        return assemble(family.entries(shape), lambda e: e.gguf, shapes, found, read, str(path))
 
-    return shape, header("llama.context_length"), load
+    return _Opened(family, shape, header(f"{family.name}.context_length"), load)
 
 
 def _dequantise(data: np.ndarray, tensor: TensorInfo) -> np.ndarray:
@@ -136,82 +195,33 @@ def _deinterleave(rows: np.ndarray, heads: int) -> np.ndarray:
 # Hugging Face ----------------------------------------------------------------------------------------------------
 
 
-def _hf_shape(config: dict[str, Any], where: Path) -> LlamaShape:
-    _require(config.get("model_type", "unknown"), where)
-    rope = config.get("rope_parameters") or {}
-    scaling = config.get("rope_scaling") or (rope if rope.get("rope_type", "default") != "default" else None)
-    unsupported = {
-        "rope_scaling": scaling,
-        "attention_bias": config.get("attention_bias"),
-        "mlp_bias": config.get("mlp_bias"),
-        "hidden_act": None if config.get("hidden_act", "silu") == "silu" else config["hidden_act"],
-    }
-    if asked := {key: value for key, value in unsupported.items() if value}:
-        raise ValueError(f"{where} asks for {asked}, which adaptlab's Llama does not have.")
-    heads = config["num_attention_heads"]
-    return LlamaShape(
-        vocab_size=config["vocab_size"],
-        width=config["hidden_size"],
-        depth=config["num_hidden_layers"],
-        heads=heads,
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_width=config.get("head_dim") or config["hidden_size"] // heads,
-        ffn_width=config["intermediate_size"],
-        rope_base=float(config.get("rope_theta") or rope.get("rope_theta", 10_000.0)),
-        norm_eps=config["rms_norm_eps"],
-        tied=config.get("tie_word_embeddings", False),
-    )
-
-
-def _open_hf(path: Path) -> tuple[LlamaShape, int, Callable[[], Any]]:
+def _open_hf(path: Path) -> _Opened:
     from safetensors import safe_open
 
     config_path = path / "config.json"
     if not config_path.is_file():
         raise ValueError(f"{path} is neither a .gguf file nor a folder with config.json and *.safetensors.")
     config = json.loads(config_path.read_text())
-    shape = _hf_shape(config, config_path)
+    family = _family(config.get("model_type", "unknown"), FAMILIES, config_path)
+    shape = family.read(config, config_path)
 
-    def load() -> Any:
+    def load(shapes: dict[str, tuple[int, ...]]) -> Any:
         files = [safe_open(file, framework="np") for file in _weight_files(path)]
-        home = {name: file for file in files for name in _tensor_names(file.keys(), shape.tied)}
-        found = {name: tuple(file.get_slice(name).get_shape()) for name, file in home.items()}
+        home = {name.removeprefix(family.prefix): (file, name) for file in files for name in file.keys()}  # noqa: SIM118
+        found = {name: tuple(file.get_slice(full).get_shape()) for name, (file, full) in home.items()}
+        entries = [e for e in family.entries(shape) if e.path in shapes and not _is_new(e, shapes, found)]
+        wanted = {entry.hf for entry in entries if "{}" not in entry.hf}
+        found = {name: s for name, s in found.items() if name in wanted or not re.fullmatch(family.unread, name)}
 
         def read(name: str, _: Entry) -> np.ndarray:
-            return home[name].get_tensor(name).astype(np.float32)
+            file, full = home[name]
+            return file.get_tensor(full).astype(np.float32)
 
-        return assemble(_entries(shape), lambda e: e.hf, _shapes(shape), found, read, str(path))
+        return assemble(entries, lambda e: e.hf, shapes, found, read, str(path))
 
-    return shape, config.get("max_position_embeddings", 2048), load
-
-
-def _tensor_names(names: Iterable[str], tied: bool) -> list[str]:
-    """The checkpoint's tensors, without the copy of a tied embedding that some writers add as a head."""
-    return [name for name in names if not (tied and name == "lm_head.weight")]
+    return _Opened(family, shape, family.context(config), load)
 
 
-def save_hf(folder: str | Path, shape: LlamaShape, params: Any, context: int) -> None:
-    """Write plain (merged) weights as a folder that `transformers.LlamaForCausalLM.from_pretrained` reads."""
-    from safetensors.numpy import save_file
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(disassemble(_entries(shape), params), folder / "model.safetensors", {"format": "pt"})
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": shape.vocab_size,
-        "hidden_size": shape.width,
-        "num_hidden_layers": shape.depth,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_width,
-        "intermediate_size": shape.ffn_width,
-        "rope_theta": shape.rope_base,
-        "rms_norm_eps": shape.norm_eps,
-        "tie_word_embeddings": shape.tied,
-        "max_position_embeddings": context,
-        "hidden_act": "silu",
-        "torch_dtype": "float32",
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+def _is_new(entry: Entry, shapes: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether this is part of a head that the checkpoint does not have, or has for another number of classes."""
+    return entry.path.startswith(_HEAD) and found.get(entry.hf) != shapes[entry.path][::-1]

@@ -7,7 +7,7 @@ import numpy as np
 
 from adaptlab import tree
 
-__all__ = ["Entry", "assemble", "disassemble", "llama_entries", "match"]
+__all__ = ["Entry", "assemble", "disassemble", "match"]
 
 
 class Entry(NamedTuple):
@@ -19,38 +19,17 @@ class Entry(NamedTuple):
       gguf: its name in GGUF files.
       transpose: whether the checkpoint keeps `[output, input]` where we keep `[input, output]`.
       rotary_heads: how many rotary heads the rows hold (llama.cpp interleaves their halves), or 0.
+      part: which of the `parts` equal parts of the tensor's outputs this is.
+      parts: how many of our arrays the checkpoint keeps as one tensor.
     """
 
     path: str
     hf: str
-    gguf: str
+    gguf: str = ""
     transpose: bool = True
     rotary_heads: int = 0
-
-
-def llama_entries(*, heads: int, kv_heads: int, tied: bool) -> list[Entry]:
-    """Return the table of the Llama family."""
-    hf, gguf = "model.layers.{}.", "blk.{}."
-    attention, mlp = hf + "self_attn.", hf + "mlp."
-    entries = [
-        Entry("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", transpose=False),
-        Entry("norm/scale", "model.norm.weight", "output_norm.weight", transpose=False),
-        Entry("layers/attention_norm/scale", hf + "input_layernorm.weight", gguf + "attn_norm.weight", False),
-        Entry(
-            "layers/feed_forward_norm/scale",
-            hf + "post_attention_layernorm.weight",
-            gguf + "ffn_norm.weight",
-            False,
-        ),
-        Entry("layers/attention/query/kernel", attention + "q_proj.weight", gguf + "attn_q.weight", True, heads),
-        Entry("layers/attention/key/kernel", attention + "k_proj.weight", gguf + "attn_k.weight", True, kv_heads),
-        Entry("layers/attention/value/kernel", attention + "v_proj.weight", gguf + "attn_v.weight"),
-        Entry("layers/attention/out/kernel", attention + "o_proj.weight", gguf + "attn_output.weight"),
-        Entry("layers/feed_forward/gate/kernel", mlp + "gate_proj.weight", gguf + "ffn_gate.weight"),
-        Entry("layers/feed_forward/up/kernel", mlp + "up_proj.weight", gguf + "ffn_up.weight"),
-        Entry("layers/feed_forward/down/kernel", mlp + "down_proj.weight", gguf + "ffn_down.weight"),
-    ]
-    return entries if tied else [*entries, Entry("head/kernel", "lm_head.weight", "output.weight")]
+    part: int = 0
+    parts: int = 1
 
 
 def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
@@ -79,6 +58,7 @@ def _names(name: str, depth: int) -> list[str]:
 
 def _stored_shape(entry: Entry, shape: tuple[int, ...], stacked: bool) -> tuple[int, ...]:
     one = shape[1:] if stacked else shape
+    one = (*one[:-1], one[-1] * entry.parts)
     return one[::-1] if entry.transpose else one
 
 
@@ -119,17 +99,30 @@ def assemble(
         out = np.empty(shapes[entry.path], np.float32)
         for i, name in enumerate(names):
             array = read(name, entry)
-            out[i if stacked else ...] = array.T if entry.transpose else array
+            array = array.T if entry.transpose else array
+            out[i if stacked else ...] = np.split(array, entry.parts, axis=-1)[entry.part]
         flat[entry.path] = out
     return tree.unflatten(flat)
 
 
 def disassemble(entries: Iterable[Entry], params: Any) -> dict[str, np.ndarray]:
-    """Undo `assemble` for the Hugging Face layout: `{name: array}`."""
-    flat, tensors = tree.flatten(params), {}
-    for entry in entries:
+    """Undo `assemble` for the Hugging Face layout: `{name: array}` of the entries that `params` has.
+
+    Raises:
+      ValueError: a leaf of `params` that no entry names; lists them.
+    """
+    flat = tree.flatten(params)
+    entries = [entry for entry in entries if entry.path in flat]
+    if homeless := sorted(flat.keys() - {entry.path for entry in entries}):
+        raise ValueError(f"A checkpoint of this family has no place for {homeless}; merge or drop what was added.")
+    parts: dict[str, list[np.ndarray]] = {}
+    tensors = {}
+    for entry in sorted(entries, key=lambda entry: entry.part):
         array = np.asarray(flat[entry.path])
         layers = array if "{}" in entry.hf else array[None]
         for name, layer in zip(_names(entry.hf, len(layers)), layers, strict=True):
-            tensors[name] = np.ascontiguousarray(layer.T if entry.transpose else layer)
+            parts.setdefault(name, []).append(layer)
+            if len(parts[name]) == entry.parts:
+                whole = np.concatenate(parts[name], axis=-1)
+                tensors[name] = np.ascontiguousarray(whole.T if entry.transpose else whole)
     return tensors

@@ -89,7 +89,7 @@ def test_a_checkpoint_of_other_tensors_is_an_error_that_lists_both_sides(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' model; adaptlab reads 'llama'"),
+        ({"model_type": "mamba"}, "'mamba' model; adaptlab reads 'bert', 'gpt2', 'llama'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_scaling"),
         ({"attention_bias": True}, "attention_bias"),

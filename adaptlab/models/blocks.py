@@ -1,0 +1,60 @@
+"""The two sub-layers that BERT and GPT-2 have in common, with biases everywhere, and the slots of a stack of layers."""
+
+import jax
+from flax import linen as nn
+
+from adaptlab.models.layers import ACTIVATIONS, Linear, attention, slot, with_prefix
+from adaptlab.models.model import Slot
+
+__all__ = ["FeedForward", "SelfAttention", "check_sizes", "slots_of"]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention (arXiv:1706.03762, sec. 3.2.2) with biases; H heads of width D / H."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+        B, T, D = x_BTD.shape
+
+        def project(name: str) -> jax.Array:
+            y_BTD = Linear(D, ("embed", "heads"), use_bias=True, name=name)(x_BTD)
+            return y_BTD.reshape(B, T, self.heads, D // self.heads)
+
+        q_BTHK, k_BSHK, v_BSHK = project("query"), project("key"), project("value")
+        k_BSHK, v_BSHK, mask_BTS = with_prefix(slot(self, "prefix"), k_BSHK, v_BSHK, mask_BTS)
+        y_BTHK = attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS)
+        return Linear(D, ("heads", "embed"), use_bias=True, name="out")(y_BTHK.reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """act(x W₁ + b₁) W₂ + b₂ (arXiv:1706.03762, eq. 2, with any activation)."""
+
+    width: int
+    activation: str
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        up_BTF = Linear(self.width, ("embed", "ffn"), use_bias=True, name="up")(x_BTD)
+        hidden_BTF = ACTIVATIONS[self.activation](up_BTF)
+        return Linear(x_BTD.shape[-1], ("ffn", "embed"), use_bias=True, name="down")(hidden_BTF)
+
+
+def check_sizes(width: int, heads: int, activation: str) -> None:
+    """Raise ValueError for sizes that are no model."""
+    if width % heads:
+        raise ValueError(f"width={width} is not a multiple of heads={heads}.")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r} is not one of {sorted(ACTIVATIONS)}.")
+
+
+def slots_of(*, depth: int, width: int, heads: int, head_width: int, axis: str = "heads") -> dict[str, Slot]:
+    """Return the slots of a stack of layers; `axis` is the logical name of its key/value heads."""
+    residual_slot = Slot("residual", (depth, width), ("layers", "embed"))
+    return {
+        "layers/attention/prefix": Slot("prefix", (depth, heads, head_width), ("layers", axis, None)),
+        "layers/attention_adapter": residual_slot,
+        "layers/feed_forward_adapter": residual_slot,
+        "prompt": Slot("prompt", (width,), ("embed",)),
+    }
