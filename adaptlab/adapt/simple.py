@@ -1,6 +1,6 @@
 """The neutral elements and the ways to combine: everything trains, nothing trains, each part its own way."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import jax
@@ -82,13 +82,19 @@ def partition(parts: Mapping[str, Adaptation]) -> Adaptation:
         # Every part gets the same key: parts draw per path, and their paths differ.
         return _union([part.init(key, piece) for part, piece in pieces(base)])
 
-    def bind(base: Any, delta: Any) -> Any:
-        flat, bound = tree.flatten(delta), []
+    def parted(base: Any, delta: Any) -> Iterator[tuple[Adaptation, Any, Any]]:
+        flat = tree.flatten(delta)
         for part, piece in pieces(base):
-            own = jax.eval_shape(part.init, jax.random.key(0), piece)
-            own = tree.unflatten({path: flat[path] for path in tree.flatten(own)})
-            bound.append(part.bind(piece, own))
-        return _union(bound)
+            own = tree.flatten(jax.eval_shape(part.init, jax.random.key(0), piece))
+            yield part, piece, tree.unflatten({path: flat[path] for path in own})
+
+    def bind(base: Any, delta: Any) -> Any:
+        return _union([part.bind(piece, own) for part, piece, own in parted(base, delta)])
+
+    def sample(base: Any, delta: Any, key: Any) -> Any:
+        return _union(
+            [p.sample(piece, own, key) if p.sample else p.bind(piece, own) for p, piece, own in parted(base, delta)]
+        )
 
     def axes(base_axes: Any) -> Any:
         groups = split(axes_of(base_axes))
@@ -97,8 +103,8 @@ def partition(parts: Mapping[str, Adaptation]) -> Adaptation:
     def prepare(base: Any) -> Any:
         return _union([prepared(part, piece) for part, piece in pieces(base)])
 
-    prepares = any(part.prepare for part in parts.values())
-    return Adaptation(init, bind, axes, prepare=prepare if prepares else None)
+    samples, prepares = (any(getattr(p, name) for p in parts.values()) for name in ("sample", "prepare"))
+    return Adaptation(init, bind, axes, sample if samples else None, prepare if prepares else None)
 
 
 def _union(trees: list[Any]) -> Any:
@@ -113,5 +119,7 @@ def _graft(onto: dict[str, Any], branch: Mapping[str, Any]) -> None:
     for name, value in branch.items():
         if isinstance(value, Mapping):
             _graft(onto.setdefault(name, {}), value)
+        elif name in onto:
+            raise ValueError(f"partition: two parts put something at {name!r}; let one pattern cover what both adapt.")
         else:
             onto[name] = value

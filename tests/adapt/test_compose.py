@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from adaptlab import config, leaf, tree
-from adaptlab.adapt import Adaptation, chain, frozen, full, lora, materialize, partition, selected
+from adaptlab.adapt import Adaptation, bottleneck, chain, frozen, full, lora, materialize, partition, selected
+from adaptlab.models import LlamaShape, llama
 from tests.laws.table import scattered
 
 BASE = scattered({"q": {"kernel": jnp.zeros((2, 6, 4))}, "norm": {"scale": jnp.zeros(6)}}, 0)
@@ -97,3 +98,36 @@ def test_parts_that_bind_nodes_or_stand_on_nodes_are_joined():
     bound = parts.bind(on_nodes, delta)
     assert isinstance(bound["q"]["kernel"].w, leaf.LowRank)
     np.testing.assert_array_equal(bound["norm"]["scale"], delta["norm"]["scale"])
+
+
+MODEL = llama(LlamaShape(32, 16, 2, 4, 2, 6, 20))
+TEXT = scattered(jax.jit(MODEL.init)(KEY), 0)
+
+
+def test_parts_may_add_computation_at_slots_of_their_own_and_not_at_the_same():
+    added = bottleneck(2, placement="pfeiffer", slots=MODEL.slots())
+    parts = partition({"layers/attention/.*": lora(2, select=".*kernel"), "layers/.*": added, ".*": frozen()})
+
+    @jax.jit
+    def logits(base: Any) -> jax.Array:
+        params = parts.bind(base, scattered(parts.init(KEY, base), 1))
+        assert {"feed_forward_adapter"} == params["layers"].keys() - base["layers"].keys()
+        return MODEL.apply(params, jnp.ones((1, 3), jnp.int32))
+
+    assert np.any(logits(TEXT) != MODEL.apply(TEXT, jnp.ones((1, 3), jnp.int32)))
+    twice = partition({"layers/attention/.*": added, ".*": added})
+    with pytest.raises(ValueError, match="two parts put something at"):
+        jax.eval_shape(lambda base: twice.init(KEY, base), TEXT)
+
+
+def test_a_part_that_draws_draws_and_the_others_are_bound():
+    def sample(base: Any, delta: Any, key: Any) -> Any:
+        return jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), base)
+
+    parts = partition({"q/.*": frozen()._replace(sample=sample), ".*": full()})
+    assert parts.sample is not None
+    delta = jax.tree.map(lambda x: x + 1, parts.init(KEY, BASE))
+    drawn = parts.sample(BASE, delta, KEY)
+    np.testing.assert_array_equal(drawn["norm"]["scale"], delta["norm"]["scale"])
+    assert np.any(drawn["q"]["kernel"] != BASE["q"]["kernel"])
+    assert partition({".*": frozen()}).sample is None
