@@ -1,7 +1,10 @@
 """A model's own tokenizer: text to ids and back, and how many bytes of text each id stands for.
 
-Only byte-level BPE is read (GPT-2, Llama 3, Qwen, SmolLM …): there every token stands for a fixed number of
-UTF-8 bytes, so bits per byte are exact. No special token is ever added, and the name of one that occurs in a
+Language models have byte-level BPE (GPT-2, Llama 3, Qwen, SmolLM …): there every token stands for a fixed number of
+UTF-8 bytes, so bits per byte are exact. Encoders of BERT's kind have WordPiece, which folds letters and drops white
+space: its tokens stand for no number of bytes.
+
+`encode` never adds a special token, and the name of one that occurs in a
 document (`<|im_end|>` in a manual) is encoded as the plain text it is: a corpus cannot inject control tokens.
 A vocabulary may lack some bytes (SmolLM2's has none for six ASCII control characters); they are left out, as
 everywhere with it.
@@ -31,8 +34,10 @@ class Tokenizer(NamedTuple):
 
     encode: texts -> one int32 array of ids each, without any special token.
     decode: ids -> text; special tokens are written out.
-    token_bytes_V: the number of UTF-8 bytes each token stands for; 0 for special and unused ids.
+    token_bytes_V: the number of UTF-8 bytes each token stands for; 0 for special and unused ids, and throughout where
+      tokens stand for no fixed number.
     digest: the SHA-256 of what defines the tokenizer.
+    frame: the ids in front of and behind a text as the model was trained on it, such as BERT's [CLS] and [SEP].
     """
 
     encode: Callable[[Sequence[str]], list[np.ndarray]]
@@ -40,6 +45,7 @@ class Tokenizer(NamedTuple):
     token_bytes_V: Int32[np.ndarray, "V"]
     vocab_size: int
     digest: str
+    frame: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
 
 def load_tokenizer(source: Source) -> Tokenizer:
@@ -81,13 +87,13 @@ def gguf_tokenizer(path: Path) -> Tokenizer:
 
 
 def json_tokenizer(path: Path) -> Tokenizer:
-    """Return the tokenizer of a Hugging Face `tokenizer.json`; ValueError if it is not byte-level."""
+    """Return the tokenizer of a Hugging Face `tokenizer.json`; ValueError if it is neither byte-level nor WordPiece."""
     text = path.read_bytes()
     engine = Engine.from_str(text.decode())
-    if not isinstance(engine.decoder, decoders.ByteLevel):
+    if not isinstance(engine.decoder, decoders.ByteLevel) and not isinstance(engine.model, models.WordPiece):
         raise ValueError(
-            f"{path} decodes by {type(engine.decoder).__name__}: only byte-level tokenizers are read, because "
-            "in others a token stands for no fixed number of bytes"
+            f"{path} is {type(engine.model).__name__} and decodes by {type(engine.decoder).__name__}: only byte-level "
+            "tokenizers and WordPiece are read, because in others a token stands for no fixed number of bytes"
         )
     engine.no_padding()
     engine.no_truncation()
@@ -105,7 +111,16 @@ def _tokenizer(engine: Engine, digest: str) -> Tokenizer:
         return engine.decode([int(i) for i in ids], skip_special_tokens=False)
 
     token_bytes_V = _token_bytes(engine)
-    return Tokenizer(encode, decode, token_bytes_V, len(token_bytes_V), digest)
+    if not isinstance(engine.decoder, decoders.ByteLevel):
+        token_bytes_V = np.zeros_like(token_bytes_V)
+    return Tokenizer(encode, decode, token_bytes_V, len(token_bytes_V), digest, _frame(engine))
+
+
+def _frame(engine: Engine) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the engine's own template puts around a text."""
+    encoding = engine.encode("a")
+    own = [i for i, special in enumerate(encoding.special_tokens_mask) if not special] or [len(encoding.ids)]
+    return tuple(encoding.ids[: own[0]]), tuple(encoding.ids[own[-1] + 1 :])
 
 
 def _token_bytes(engine: Engine) -> Int32[np.ndarray, "V"]:

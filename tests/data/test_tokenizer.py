@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from adaptlab.data import Tokenizer, gguf_tokenizer, json_tokenizer, load_tokenizer
 from adaptlab.source import local, pypi
@@ -136,11 +136,34 @@ def test_an_unknown_tokenizer_is_refused_with_the_known_ones(tmp_path: Path):
         gguf_tokenizer(as_gguf(tmp_path, leave_out="merges"))
 
 
-def test_a_json_tokenizer_whose_tokens_stand_for_no_bytes_is_refused(tmp_path: Path):
-    made = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+def word_piece(tmp_path: Path) -> Path:
+    vocabulary = {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "a": 3, "cat": 4, "##s": 5}
+    made = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     made.decoder = decoders.WordPiece()
+    made.add_special_tokens(["[UNK]", "[CLS]", "[SEP]"])
+    made.enable_padding(length=9)
+    made.enable_truncation(2)
     made.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="decodes by WordPiece"):
+    return tmp_path / "tokenizer.json"
+
+
+def test_word_pieces_come_alone_and_their_frame_apart(tmp_path: Path):
+    tokenizer = json_tokenizer(word_piece(tmp_path))
+    assert [ids.tolist() for ids in tokenizer.encode(["a Cat", "cats a cat"])] == [[3, 4], [4, 5, 3, 4]]
+    assert tokenizer.frame == ((1,), (2,))
+    assert (tokenizer.vocab_size, tokenizer.token_bytes_V.any()) == (6, False)
+
+
+def test_a_byte_level_tokenizer_without_a_template_has_no_frame(tmp_path: Path):
+    assert json_tokenizer(as_json(tmp_path)).frame == ((), ())
+
+
+def test_a_json_tokenizer_of_another_kind_is_refused(tmp_path: Path):
+    made = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    made.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ValueError, match="WordLevel and decodes by NoneType"):
         json_tokenizer(tmp_path / "tokenizer.json")
 
 
