@@ -1,16 +1,19 @@
 """The weight nodes, and the few functions that read whatever stands where a model has a weight."""
 
 from adaptlab.leaf.adapters import ACTIVATIONS, Bottleneck, Fusion, KroneckerSum
-from adaptlab.leaf.low_rank import LowRank
+from adaptlab.leaf.low_rank import Factored, LowRank
 from adaptlab.leaf.prefix import Prefix, Prompt
 from adaptlab.leaf.quantized import Affine, Quantized, Scales, array_axes, is_quantized, quantize
 from adaptlab.leaf.scaled import Scaled
+from adaptlab.leaf.sparse import Added, SparseDelta
 from adaptlab.leaf.weight import Weight, dense, dot, is_node, node, product, take
 
 __all__ = [
     "ACTIVATIONS",
+    "Added",
     "Affine",
     "Bottleneck",
+    "Factored",
     "Fusion",
     "KroneckerSum",
     "LowRank",
@@ -19,6 +22,7 @@ __all__ = [
     "Quantized",
     "Scaled",
     "Scales",
+    "SparseDelta",
     "Weight",
     "array_axes",
     "dense",
