@@ -3,10 +3,14 @@
 from adaptlab.adapt.adaptation import Adaptation, materialize, prepared
 from adaptlab.adapt.bottleneck import bottleneck
 from adaptlab.adapt.compose import chain
+from adaptlab.adapt.diff_pruning import diff_pruning, expected_l0, l0, magnitude_pruned
 from adaptlab.adapt.files import load_delta, save_delta
 from adaptlab.adapt.ia3 import ia3
 from adaptlab.adapt.lora import as_lora, fan_in_uniform, lora, zeros
+from adaptlab.adapt.p_tuning import p_tuning
 from adaptlab.adapt.pissa import pissa
+from adaptlab.adapt.prefix import prefix
+from adaptlab.adapt.prompt import prompt
 from adaptlab.adapt.selective import anchors, bitfit, freeze_below, layer_norm, linear_probe, selected
 from adaptlab.adapt.simple import frozen, full, partition, scratch
 
@@ -17,19 +21,26 @@ __all__ = [
     "bitfit",
     "bottleneck",
     "chain",
+    "diff_pruning",
+    "expected_l0",
     "fan_in_uniform",
     "freeze_below",
     "frozen",
     "full",
     "ia3",
+    "l0",
     "layer_norm",
     "linear_probe",
     "load_delta",
     "lora",
+    "magnitude_pruned",
     "materialize",
+    "p_tuning",
     "partition",
     "pissa",
+    "prefix",
     "prepared",
+    "prompt",
     "save_delta",
     "scratch",
     "selected",

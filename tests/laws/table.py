@@ -18,12 +18,14 @@ from adaptlab.adapt import (
     Adaptation,
     bitfit,
     chain,
+    diff_pruning,
     freeze_below,
     frozen,
     full,
     layer_norm,
     lora,
     partition,
+    pissa,
     selected,
 )
 from adaptlab.data import Batch
@@ -171,6 +173,9 @@ ADAPTATIONS = {
     "lora_some": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=m.some_matrices), lambda shapes: low_rank(shapes, SOME)
     ),
+    "pissa": AdaptationRow(
+        lambda m, alpha: pissa(RANK, alpha=alpha, select=m.matrices), lambda shapes: low_rank(shapes, BODY)
+    ),
     "lora_embedding": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=[m.matrices, m.embedding or ""]),
         lambda shapes: low_rank(shapes, (*BODY, "embed/")),
@@ -202,6 +207,16 @@ ADAPTATIONS = {
         lambda shapes: vectors(shapes) + low_rank(shapes, BODY) + low_rank(shapes, SOME, rank=1),
         only=("llama_tied", "mlp"),
     ),
+    "diff_pruning": AdaptationRow(
+        lambda m, alpha: diff_pruning(log_alpha=0.2),
+        lambda shapes: 2 * every(shapes),  # w and log α
+        only=("llama_tied",),
+    ),
+    "diff_pruning_by_output": AdaptationRow(
+        lambda m, alpha: diff_pruning(m.matrices, structure="output", log_alpha=0.2),
+        lambda shapes: sum(2 * math.prod(s) + s[-1] for p, s in shapes.items() if p.endswith("/kernel")),
+        only=("mlp",),
+    ),
 }
 
 ADAPTATIONS |= slots.rows(AdaptationRow)
@@ -210,6 +225,7 @@ ADAPTATIONS |= slots.rows(AdaptationRow)
 REPEATED = {
     *(("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")),
     *(("llama_untied_gqa", name) for name in ("lora_rank_stabilised", "lora_some", "lora_embedding")),
+    *(("llama_untied_gqa", name) for name in ("pissa", "dora", "dora_detached", "vera", "adalora", "random_subspace")),
 }
 """Cells that run with `slow` only: the two Llamas differ in their heads alone, and these LoRAs in a number or a pattern
 from one that runs on them; the multilayer perceptron runs them all."""
