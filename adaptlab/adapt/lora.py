@@ -8,10 +8,11 @@ import jax.numpy as jnp
 
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
+from adaptlab.adapt.matrices import keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 from adaptlab.rng import stream_id
 
-__all__ = ["fan_in_uniform", "lora", "zeros"]
+__all__ = ["as_lora", "fan_in_uniform", "lora", "zeros"]
 
 Init = Callable[[Any, tuple[int, ...]], jax.Array]
 
@@ -71,8 +72,8 @@ def lora(
 
     def init(key: jax.Array, base: Any) -> Any:
         delta = {}
-        for path, w in _targets(tree.flatten(base, leaf.is_node), select).items():
-            *lead, d, f = _matrix_shape(path, w)
+        for path, w in targets(tree.flatten(base, leaf.is_node), select).items():
+            *lead, d, f = matrix_shape(path, w, "lora")
             # One key per path: selecting one more matrix leaves the others' draws as they were.
             key_a, key_b = jax.random.split(jax.random.fold_in(key, stream_id(path)))
             delta[path] = {"a": init_a(key_a, (*lead, d, rank)), "b": init_b(key_b, (*lead, rank, f))}
@@ -85,27 +86,35 @@ def lora(
             a, b = flat_delta.get(f"{path}/a"), flat_delta.get(f"{path}/b")
             if a is None or b is None:
                 return w
-            if effective_rank is not None:
-                b = jnp.where((jnp.arange(rank, dtype=jnp.float32) < used)[:, None], b, 0.0)
-            return leaf.LowRank(w, a, b, jnp.full(a.shape[:-2], scale, jnp.float32))
+            return leaf.LowRank(w, a, keep_ranks(b, effective_rank), jnp.full(a.shape[:-2], scale, jnp.float32))
 
         return tree.map_with_path(node, base, is_leaf=leaf.is_node)
 
     def axes(base_axes: Any) -> Any:
         delta = {}
-        for path, (*lead, d, f) in _targets(axes_of(base_axes), select).items():
+        for path, (*lead, d, f) in targets(axes_of(base_axes), select).items():
             delta[path] = {"a": (*lead, d, "rank"), "b": (*lead, "rank", f)}
         return tree.unflatten(delta)
 
     return Adaptation(init, bind, axes)
 
 
-def _targets(flat: dict[str, Any], select: str | Sequence[str]) -> dict[str, Any]:
-    return {path: flat[path] for path, i in tree.select(flat, select).items() if i is not None}
+def as_lora(params: Any) -> Any:
+    """Return the delta of `lora(R, alpha=R)` that is the sum of all low-rank side paths of a bound model.
 
+    Exact: A's and B's are set side by side, W + Σᵢ sᵢ Aᵢ Bᵢ = W + [s₁A₁, s₂A₂, …] [B₁; B₂; …], so R is the sum of their
+    ranks. It makes of what needs a prepared base (PiSSA) an adapter of the base itself.
 
-def _matrix_shape(path: str, w: Any) -> tuple[int, ...]:
-    shape = jax.eval_shape(leaf.dense, w).shape
-    if len(shape) < 2 or path.endswith(("/scale", "/bias")):
-        raise ValueError(f"lora selects {path!r} of shape {shape}, which is not a matrix; narrow `select`.")
-    return shape
+    Args:
+      params: what `bind` returned; weights without a side path are left out.
+    """
+    delta = {}
+    for path, node in tree.flatten(params, leaf.is_node).items():
+        factors = []
+        while isinstance(node, leaf.LowRank):
+            factors.append((node.scale[..., None, None] * node.a, node.b))
+            node = node.w
+        if factors:
+            a, b = zip(*factors, strict=True)
+            delta[path] = {"a": jnp.concatenate(a, axis=-1), "b": jnp.concatenate(b, axis=-2)}
+    return tree.unflatten(delta)

@@ -8,7 +8,7 @@ from jax import lax
 
 from adaptlab.leaf.weight import Weight, dense, dot, node, product, take
 
-__all__ = ["LowRank"]
+__all__ = ["Factored", "LowRank"]
 
 
 @node
@@ -40,3 +40,27 @@ class LowRank:
         w = dense(self.w)
         product = jnp.matmul(self.a, self.b, precision=lax.Precision.HIGHEST)
         return w + (self.scale[..., None, None] * product).astype(w.dtype)
+
+
+@node
+class Factored:
+    """W, with factors A B of a part of it at hand: it stands for W alone, and an adaptation reads the factors.
+
+    Attributes:
+      w: the weight, an array `[*L, D, F]` or another node.
+      a: `[*L, D, R]`.
+      b: `[*L, R, F]`.
+    """
+
+    w: Weight
+    a: jax.Array
+    b: jax.Array
+
+    def dot(self, x: jax.Array, transpose: bool) -> jax.Array:
+        return dot(x, self.w, transpose=transpose)
+
+    def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
+        return take(self.w, ids, dtype)
+
+    def dense(self) -> jax.Array:
+        return dense(self.w)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from adaptlab import config
-from adaptlab.adapt import materialize
+from adaptlab.adapt import materialize, prepared
 from adaptlab.models import LlamaShape, llama
 from adaptlab.report import Claim
 from experiments import forgetting, lr_schedule, pretrain
@@ -94,6 +94,7 @@ def test_an_adaptation_yaml_fits_the_llama(adapt: str):
     base = jax.eval_shape(LLAMA.init, jax.random.key(0))
 
     def merged(base: Any) -> Any:
+        base = prepared(adaptation, base)
         return materialize(adaptation.bind(base, adaptation.init(jax.random.key(0), base)))
 
     assert jax.eval_shape(merged, base) == base

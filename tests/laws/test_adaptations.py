@@ -112,6 +112,10 @@ def test_a_prepared_base_is_the_same_for_all_numbers(case: Case):
     assert tree.digest(bases[0]) == tree.digest(bases[1]) == tree.digest(case.base)
 
 
+def test_a_prepared_base_stands_for_the_base(case: Case):
+    assert tree.digest(materialize(case.base)) == tree.digest(case.plain)
+
+
 def test_training_leaves_the_base_as_it_was(case: Case, program: Program):
     before = tree.digest(case.base)
     numbers, seed, state = start(case, program)
