@@ -1,18 +1,15 @@
 """Bottleneck adapters: a small network beside or behind a sub-layer."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-import jax
 import jax.numpy as jnp
 
 from adaptlab import leaf
 from adaptlab.adapt.adaptation import Adaptation
-from adaptlab.adapt.lora import Init, fan_in_uniform
-from adaptlab.adapt.slots import bind_slots, choose_slots, part
+from adaptlab.adapt.lora import Init, fan_in_uniform, zeros
+from adaptlab.adapt.slots import Part, below, bind_slots, choose_slots, init_parts, part_axes
 from adaptlab.config import GIVEN, Traced
-from adaptlab.rng import stream_id
-from adaptlab.tree import unflatten
 
 __all__ = ["bottleneck", "check_bottleneck"]
 
@@ -61,47 +58,37 @@ def bottleneck(
     if placement not in PLACEMENTS:
         raise ValueError(f"placement={placement!r} is not one of {sorted(PLACEMENTS)}.")
     chosen = choose_slots(slots, "residual", select or PLACEMENTS[placement], "bottleneck")
-    draw = init_down or fan_in_uniform()
-
-    def init(key: jax.Array, base: Any) -> Any:
-        delta = {}
-        for path, slot in chosen.items():
-            *lead, d = slot.shape
-            delta[path] = {
-                "down": draw(jax.random.fold_in(key, stream_id(path)), (*lead, d, width)),
-                "down_bias": jnp.zeros((*lead, width)),
-                "up": jnp.zeros((*lead, width, d)),
-                "up_bias": jnp.zeros((*lead, d)),
-            }
-        return unflatten(delta)
+    parts = {
+        f"{path}/{name}": one
+        for path, slot in chosen.items()
+        for name, one in _parts(slot, width, init_down or fan_in_uniform()).items()
+    }
 
     def bind(base: Any, delta: Any) -> Any:
-        def node(path: str, lead: tuple[int, ...]) -> Any:
-            factors = jnp.full(lead, scale, jnp.float32)
+        def node(path: str, slot: Any) -> Any:
+            factors = jnp.full(slot.shape[:-1], scale, jnp.float32)
             return leaf.Bottleneck(
-                **part(delta, path), scale=factors, activation=activation, parallel=placement == "parallel"
+                **below(delta, path), scale=factors, activation=activation, parallel=placement == "parallel"
             )
 
-        return bind_slots(base, {path: node(path, slot.shape[:-1]) for path, slot in chosen.items()})
+        return bind_slots(base, {path: node(path, slot) for path, slot in chosen.items()})
 
-    def axes(base_axes: Any) -> Any:
-        return unflatten({path: _axes(*slot.axes) for path, slot in chosen.items()})
-
-    return Adaptation(init, bind, axes)
+    return Adaptation(lambda key, base: init_parts(key, parts), bind, lambda base_axes: part_axes(parts))
 
 
-def _axes(*names: str | None) -> dict[str, tuple[str | None, ...]]:
-    *lead, d = names
+def _parts(slot: Any, width: int, init_down: Init) -> dict[str, Part]:
+    *lead, d = slot.shape
+    *lead_axes, d_axis = slot.axes
     return {
-        "down": (*lead, d, "bottleneck"),
-        "down_bias": (*lead, "bottleneck"),
-        "up": (*lead, "bottleneck", d),
-        "up_bias": (*lead, d),
+        "down": Part((*lead, d, width), (*lead_axes, d_axis, "bottleneck"), init_down),
+        "down_bias": Part((*lead, width), (*lead_axes, "bottleneck"), zeros()),
+        "up": Part((*lead, width, d), (*lead_axes, "bottleneck", d_axis), zeros()),
+        "up_bias": Part((*lead, d), (*lead_axes, d_axis), zeros()),
     }
 
 
-def check_bottleneck(width: int, activation: str) -> Callable[[jax.Array], jax.Array]:
-    """Return the activation.
+def check_bottleneck(width: int, activation: str) -> None:
+    """Check what every kind of bottleneck takes.
 
     Raises:
       ValueError: a width below 1, or an unknown activation.
@@ -110,4 +97,3 @@ def check_bottleneck(width: int, activation: str) -> Callable[[jax.Array], jax.A
         raise ValueError(f"width={width} must be at least 1; use frozen() to train nothing.")
     if activation not in leaf.ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is not one of {sorted(leaf.ACTIVATIONS)}.")
-    return leaf.ACTIVATIONS[activation]

@@ -1,11 +1,39 @@
 """Choosing the slots of a model, and putting nodes there."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
 
 from adaptlab import leaf, tree
+from adaptlab.adapt.lora import Init
+from adaptlab.rng import stream_id
 
-__all__ = ["bind_slots", "choose_slots", "part"]
+__all__ = ["Part", "below", "bind_slots", "choose_slots", "init_parts", "normal", "part_axes"]
+
+
+class Part(NamedTuple):
+    """One array of a delta: its shape, its logical axes, and `(key, shape) -> array`."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    init: Init
+
+
+def init_parts(key: jax.Array, parts: Mapping[str, Part]) -> Any:
+    """Return the delta of `{path: part}`. One key per path: one part more leaves the others' draws as they were."""
+    drawn = {p: part.init(jax.random.fold_in(key, stream_id(p)), part.shape) for p, part in parts.items()}
+    return tree.unflatten(drawn)
+
+
+def part_axes(parts: Mapping[str, Part]) -> Any:
+    """Return the axes of `{path: part}` as the tree of `init_parts`."""
+    return tree.unflatten({path: part.axes for path, part in parts.items()})
+
+
+def normal(deviation: float = 1.0) -> Init:
+    """Return an initialiser of normal noise."""
+    return lambda key, shape: deviation * jax.random.normal(key, shape)
 
 
 def choose_slots(slots: Mapping[str, Any], kind: str, select: str | Sequence[str], factory: str) -> dict[str, Any]:
@@ -45,8 +73,8 @@ def bind_slots(base: Any, nodes: Mapping[str, Any]) -> Any:
     return tree.unflatten(flat | dict(nodes))
 
 
-def part(nested: Any, path: str) -> Any:
-    """Return what stands below a path of a nested dict."""
+def below(nested: Any, path: str) -> Any:
+    """Return what stands at a path of a nested dict."""
     for name in path.split("/"):
         nested = nested[name]
     return nested

@@ -3,15 +3,16 @@
 import math
 from typing import Any
 
-from adaptlab.adapt import bottleneck, ia3
+from adaptlab.adapt import bottleneck, ia3, p_tuning, prefix, prompt
 
 Shapes = dict[str, tuple[int, ...]]
-R = 2
+R, P, W = 2, 3, 5
 
 ADDED = "It adds computation that no array of the base could do."
 IN_FRONT = "What stands in front of a sequence takes part of the attention from the start."
 LLAMA = ("llama_untied_gqa",)
 SLOTTED: dict[str, Any] = {"only": LLAMA, "not_an_array": ADDED}
+FRONT: dict[str, Any] = SLOTTED | {"not_the_base": IN_FRONT}
 
 
 def bottlenecks(slots_a_layer: int) -> Any:
@@ -35,6 +36,41 @@ def scaled_ends(shapes: Shapes) -> int:
     )
 
 
+def heads(shapes: Shapes) -> tuple[int, int]:
+    """L and the width of all keys, G · K."""
+    depth, _, width = shapes["layers/attention/key/kernel"]
+    return depth, width
+
+
+def prefixes(shapes: Shapes) -> int:
+    """2 L P G K."""
+    depth, width = heads(shapes)
+    return 2 * depth * P * width
+
+
+def made_prefixes(shapes: Shapes) -> int:
+    """P G K + G K W + W + 2 L G K (W + 1)."""
+    depth, width = heads(shapes)
+    return P * width + width * W + W + 2 * depth * width * (W + 1)
+
+
+def prompts(shapes: Shapes) -> int:
+    """P D."""
+    return P * shapes["embed/embedding"][1]
+
+
+def made_prompts(shapes: Shapes) -> int:
+    """P D + (D W + W) + (W W + W) + (W D + D)."""
+    d = shapes["embed/embedding"][1]
+    return P * d + (d * W + W) + (W * W + W) + (W * d + d)
+
+
+def recurrent_prompts(shapes: Shapes) -> int:
+    """P D, one layer of two LSTMs, and two linear maps."""
+    d = shapes["embed/embedding"][1]
+    return P * d + 2 * 4 * W * (d + W + 1) + (2 * W * 2 * W + 2 * W) + (2 * W * d + d)
+
+
 def rows(row: Any) -> dict[str, Any]:
     """Return `{name: row}`; `row` is `AdaptationRow`."""
     return {
@@ -50,5 +86,16 @@ def rows(row: Any) -> dict[str, Any]:
             bottlenecks(1),
             hears_alpha=True,
             **SLOTTED,
+        ),
+        "prefix": row(lambda m, alpha: prefix(P, slots=m.model.slots()), prefixes, **FRONT),
+        "prefix_reparametrised": row(
+            lambda m, alpha: prefix(P, reparametrise=W, slots=m.model.slots()), made_prefixes, **FRONT
+        ),
+        "prompt": row(lambda m, alpha: prompt(P, slots=m.model.slots()), prompts, **FRONT),
+        "p_tuning": row(lambda m, alpha: p_tuning(P, width=W, slots=m.model.slots()), made_prompts, **FRONT),
+        "p_tuning_lstm": row(
+            lambda m, alpha: p_tuning(P, width=W, encoder="lstm", layers=1, slots=m.model.slots()),
+            recurrent_prompts,
+            **FRONT,
         ),
     }
