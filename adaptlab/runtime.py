@@ -2,11 +2,12 @@
 
 import logging
 import os
-from pathlib import Path
 
-import platformdirs
+from adaptlab.source import cache_dir
 
-__all__ = ["configure"]
+__all__ = ["configure", "split_cpu"]
+
+log = logging.getLogger(__name__)
 
 
 def configure() -> None:
@@ -19,7 +20,21 @@ def configure() -> None:
 
     for chatty in ("jax", "absl", "orbax"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    home = Path(os.environ.get("ADAPTLAB_CACHE") or platformdirs.user_cache_dir("adaptlab"))
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", str(home / "xla"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def split_cpu(devices: int) -> None:
+    """Let JAX see this machine's CPU as several devices; does nothing where it has been said otherwise before.
+
+    It must come before the first computation. Accelerators are not concerned.
+    """
+    import jax
+
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", devices)
+    except RuntimeError:  # too late: JAX has its devices
+        log.warning("JAX has been used before the sweep: it stays on %d device(s)", jax.device_count())

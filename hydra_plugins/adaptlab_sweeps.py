@@ -29,12 +29,13 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class VmapLauncherConf:
-    """The keys of `hydra.launcher` with `hydra/launcher=vmap`; see `adaptlab.study.Replication`."""
+    """The keys of `hydra.launcher` with `hydra/launcher=vmap`; see `adaptlab.study.sweep.together`."""
 
     _target_: str = "hydra_plugins.adaptlab_sweeps.VmapLauncher"
     how: str = "auto"
     slots: int | None = None
     memory_gib: float | None = None
+    cpu_devices: int | None = None
     halving: Any = None
 
 

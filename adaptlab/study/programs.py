@@ -1,31 +1,26 @@
-"""Which members share a program, how many run in it at a time, and how: said before anything starts."""
+"""Which members share a program, said before anything starts, and what they share, compiled."""
 
-import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from adaptlab import config, tree
 from adaptlab.measure import make_probe, make_slot_probe
 from adaptlab.optim.group_table import group_table
 from adaptlab.study.bases import open_moments
-from adaptlab.study.folder import write_json
 from adaptlab.study.lab import Lab
 from adaptlab.study.members import Member, method_program
 from adaptlab.study.settings import Replication
+from adaptlab.study.trials import Bench, decide
 from adaptlab.train import (
-    How,
     Program,
     Replicas,
     SlotProbe,
     compile_program,
-    compile_replicas,
     device_numbers,
     over_slots,
     reading,
@@ -35,11 +30,7 @@ __all__ = ["Shared", "plan", "share"]
 
 log = logging.getLogger(__name__)
 
-_CHOICES = "programs.json"
-_TRIAL_SLOTS, _TRIAL_STEPS = (4, 16), 2
 _GIB = 2.0**30
-_NEAR = 1.05  # times the fastest is as fast
-_ROOM = 0.8  # of the memory that is free, what a program may take
 
 
 class Shared(NamedTuple):
@@ -110,13 +101,10 @@ def _split_by(skeletons: list[Mapping[str, Any]]) -> str:
 def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replication) -> Shared:
     """Compile what members of one skeleton share.
 
-    How they run together is kept in `folder/programs.json`: a study that is resumed repeats its decision, so that its
-    bits stay the same however many members are left.
-
     Args:
       lab: the study's.
       members: those that have not finished.
-      folder: where the decision is kept.
+      folder: where it is kept how they run together.
       replication: see `Replication`.
     """
     program = method_program(
@@ -135,8 +123,8 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     _log_groups(lab, program, base, members[0], moments)
     domains = {f"held_out/{name}": batches for name, batches in lab.held_out.items()}
     probe = make_probe(lab.measurement, domains, program.bind)
-    bench = _Bench(lab, program, base, members[0], moments)
-    slots, how = _decide(bench, len(members), folder, replication)
+    bench = Bench(lab, program, base, members[0], moments)
+    slots, how = decide(bench, len(members), folder, replication)
     if how == "alone":
         compiled = compile_program(program, *scalars, base, lab.put(bench.batch), moments)
         log.info("%s: compiled in %.1f s", members[0].method, compiled.seconds)
@@ -173,115 +161,3 @@ def _log_groups(lab: Lab, program: Program, base: Any, member: Member, moments: 
             "%s: %s, layers %s: %d parameters, rate x %.3g, decay x %.3g, %s",
             *(member.method, ", ".join(row.paths), row.layers, row.parameters, row.rate, row.decay, start),
         )
-
-
-class _Bench:
-    """Compiles and times slots of a program."""
-
-    def __init__(self, lab: Lab, program: Program, base: Any, member: Member, moments: Any) -> None:
-        self.lab, self.program, self.base, self.member, self.moments = lab, program, base, member, moments
-        self.batch = lab.batches(member.seed)(0)
-        self.replica = lab.placement.mesh.shape["replica"]
-        self._compiled: dict[tuple[int, How], Replicas] = {}
-
-    def replicas(self, slots: int, how: How) -> Replicas:
-        if (slots, how) not in self._compiled:
-            self._compiled[slots, how] = compile_replicas(
-                self.program,
-                self.member.numbers,
-                self.base,
-                self.batch,
-                slots,
-                how,
-                placement=self.lab.placement,
-                moments=self.moments,
-            )
-        return self._compiled[slots, how]
-
-    def flops(self) -> int:
-        from adaptlab.flops import count_flops
-
-        scalars = device_numbers(self.member.numbers, 0, self.base)
-        state = jax.eval_shape(self.program.init, *scalars, self.base, self.moments)
-        return count_flops(self.program.step, *scalars, state, self.base, self.batch)
-
-    def seconds(self, replicas: Replicas) -> float:
-        """The time of one run's update among others, the fastest of a few."""
-        n, scalars = replicas.slots, device_numbers(self.member.numbers, self.member.seed, self.base)
-        state, states = self.program.init(*scalars, self.base, self.moments), replicas.empty()
-        for slot in range(n):
-            states = replicas.put(states, np.int32(slot), state)
-        many = jax.tree.map(lambda x: np.stack([np.asarray(x)] * n), (*scalars, np.bool_(True), self.batch))
-        numbers, seeds, active, batches = replicas.spread(many)
-        times = []
-        for _ in range(_TRIAL_STEPS + 1):
-            begun = time.perf_counter()
-            states, metrics = replicas.step(numbers, seeds, states, active, self.base, batches)
-            jax.block_until_ready((states, metrics))
-            times.append(time.perf_counter() - begun)
-        return min(times[1:]) / n
-
-
-def _decide(bench: _Bench, count: int, folder: Path, replication: Replication) -> tuple[int, Any]:
-    """Return how many slots, and how they are run: from the folder if it was decided before."""
-    path = folder / _CHOICES
-    known = json.loads(path.read_text()) if path.exists() else {}
-    key = hashlib.sha256(bench.member.program.encode()).hexdigest()[:16]
-    if key in known:
-        return known[key]["slots"], known[key]["how"]
-    if count == 1 or replication.how == "alone":
-        slots, how = 1, "alone"
-    elif replication.how == "auto":
-        how, slots = _fastest(bench, replication.slots or count, replication)
-    else:
-        how, slots = replication.how, _fit(bench, replication.slots or count, replication.how, replication)
-    write_json(path, known | {key: {"slots": slots, "how": how, "method": bench.member.method}})
-    return slots, how
-
-
-def _fastest(bench: _Bench, wanted: int, replication: Replication) -> tuple[How, int]:
-    """Measure which is faster, batching or taking turns, and whether more slots help.
-
-    On an accelerator small runs fill the chip together; on a CPU more of them at a time may only fill its caches.
-    """
-    ways: tuple[How, ...] = ("vmap", "map")
-    most = {how: _fit(bench, wanted, how, replication) for how in ways}
-    trials: list[tuple[How, int]] = [
-        (how, n) for how in ways for n in sorted({min(most[how], n * bench.replica) for n in _TRIAL_SLOTS})
-    ]
-    seconds = {trial: bench.seconds(bench.replicas(trial[1], trial[0])) for trial in trials}
-    near = [trial for trial in trials if seconds[trial] <= _NEAR * min(seconds.values())]
-    how, slots = max(near, key=lambda trial: (trial[1], -seconds[trial]))
-    told = ", ".join(f"{t:.3f} s among {n} by {h}" for (h, n), t in seconds.items())
-    log.info("%s: an update takes %s: %s", bench.member.method, told, how)
-    # The fastest that was tried; if that was the largest of its kind, as many as there are.
-    return how, most[how] if slots == max(n for h, n in trials if h == how) else slots
-
-
-def _fit(bench: _Bench, wanted: int, how: How, replication: Replication) -> int:
-    """Return how many slots fit into memory, by the compiler's own account of a few."""
-    wanted = _rounded(wanted, bench.replica)
-    limit = replication.memory_gib * _GIB if replication.memory_gib else _ROOM * _free_bytes()
-    few = min(wanted, _TRIAL_SLOTS[0] * bench.replica)
-    base = max(tree.nbytes(bench.base), 1)
-    each = max(1.0, (bench.replicas(few, how).memory_bytes - base) / (few / bench.replica))
-    most = int((limit - base) / each) * bench.replica
-    if most < bench.replica:
-        raise ValueError(
-            f"{bench.member.method}: one run needs {(base + each) / _GIB:.1f} GiB of {limit / _GIB:.1f} GiB; "
-            f"use a smaller batch, a smaller base, or a device with more memory."
-        )
-    return min(wanted, most)
-
-
-def _rounded(slots: int, replica: int) -> int:
-    return -(-slots // replica) * replica
-
-
-def _free_bytes() -> float:
-    """The memory a device has, or what this machine has to spare if that is where arrays live."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if limit := stats.get("bytes_limit"):
-        return float(limit)
-    available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(available.split()[1]) * 1024 / jax.local_device_count()

@@ -6,24 +6,31 @@ the sweep is unfinished, with any launcher; jobs that are done are not done agai
 
 import json
 import logging
+import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 import pyarrow as pa
 
 from adaptlab import config, report
+from adaptlab.runtime import split_cpu
 from adaptlab.study import folder as folders
 from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
 from adaptlab.study.run import Task, run_tasks
+from adaptlab.study.settings import Replication
 
 __all__ = ["Job", "claim", "finish", "together"]
 
 log = logging.getLogger(__name__)
 
+_MOST_CPU_DEVICES = 8  # each holds a copy of the base
 _COMMAND, _FINISHED, _LABELS = "command.json", "report.html", "jobs.json"
 _INCIDENTAL = ("wandb.", "resume=", "hydra")
 
@@ -52,13 +59,14 @@ def together(
       schema: the study's dataclass.
       jobs: the jobs.
       folder: the sweep's.
-      options: the keys of the launcher, see `Replication` and `Halving`.
+      options: the keys of the launcher: those of `Replication`; `halving`, see `Halving`; and `cpu_devices`, over how
+        many devices a CPU is split, each with a copy of the base and runs of its own (null: see `_cpu_devices`).
 
     Yields:
       `{folder of a job: error}` of the jobs that have runs that failed.
     """
     halving = options.get("halving")  # Hydra has called its factory
-    rest = {key: value for key, value in options.items() if key != "halving"}
+    rest = {key: value for key, value in options.items() if key not in ("halving", "cpu_devices")}
     target = {"_target_": "adaptlab.study.settings.Replication"}
     replication = config.instantiate(config.validate(target | rest, "hydra.launcher"))
     labs: dict[str, tuple[dict[str, Any], list[Task]]] = {}
@@ -71,10 +79,11 @@ def together(
         ]
         labs.setdefault(config.config_hash(settings), (settings, []))[1].extend(tasks)
     log.info("%d jobs have %d runs on %d base%s", *_counts(jobs, labs))
+    split_cpu(options.get("cpu_devices") or _cpu_devices([tasks for _, tasks in labs.values()], replication))
     failed: dict[Path, Exception] = {}
     shared: list[tuple[dict[str, Any], Lab]] = []
     for settings, tasks in labs.values():
-        lab = load_lab(settings)
+        lab = load_lab(settings | {"mesh": _over_all_devices(settings["mesh"])})
         try:
             run_tasks(lab, tasks, folder, replication, halving)
         except folders.StudyError as error:
@@ -84,6 +93,29 @@ def together(
         shared.append((settings, lab._replace(params=None, figures=False)))  # nothing is left to train
     with sharing(shared):
         yield failed
+
+
+def _cpu_devices(groups: Sequence[Sequence[Task]], replication: Replication) -> int:
+    """Return over how many devices a CPU is split: as many as cores, if every program has that many runs.
+
+    A run on a device of its own has a core of its own, instead of a share of every matrix product. It is counted over
+    all runs, finished or not, so that a sweep which is resumed keeps its devices, and its bits.
+    """
+    if replication.how == "alone":
+        return 1
+    runs = Counter((i, task.member.program) for i, tasks in enumerate(groups) for task in tasks)
+    return max(1, min(os.cpu_count() or 1, _MOST_CPU_DEVICES, *runs.values()))
+
+
+def _over_all_devices(mesh: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a mesh with the devices that its other axes leave given to the runs of the sweep."""
+    used = int(np.prod([size for axis, size in mesh.items() if isinstance(size, int) and axis != "replica"]))
+    if mesh.get("replica") != 1 or jax.device_count() % used:
+        return dict(mesh)
+    replica = jax.device_count() // used
+    if replica > 1:
+        log.info("the runs are spread over %d %s devices", replica, jax.devices()[0].platform)
+    return dict(mesh) | {"replica": replica}
 
 
 def _counts(jobs: Sequence[Job], labs: Mapping[str, Any]) -> tuple[int, int, int, str]:

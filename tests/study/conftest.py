@@ -57,9 +57,10 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """One device, and a compilation cache of its own."""
+    """One device, and caches of its own for what is compiled and what is measured."""
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")}
     env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
+    env["ADAPTLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     return env | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 

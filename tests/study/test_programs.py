@@ -10,7 +10,8 @@ import pytest
 
 from adaptlab import config
 from adaptlab.study import Replication, members, run
-from adaptlab.study.programs import _decide, plan
+from adaptlab.study.programs import plan
+from adaptlab.study.trials import decide
 
 GIB = 2**30
 RECIPE = {
@@ -22,9 +23,9 @@ RECIPE = {
 class Bench:
     """Half a GiB of base, and one GiB for each slot on a device; the batched way is slower or faster as one says."""
 
-    def __init__(self, replica: int = 1, faster: str = "map", crowd: int | None = None) -> None:
+    def __init__(self, replica: int = 1, faster: str = "map", crowded: float = 1.0) -> None:
         (self.member,) = members({"plain": config.validate(RECIPE)}, [0])
-        self.replica, self.faster, self.crowd = replica, faster, crowd
+        self.replica, self.faster, self.crowded = replica, faster, crowded
         self.base = {"w": np.zeros(GIB // 8, np.float32)}
         self.compiled: list[tuple[int, str]] = []
 
@@ -33,23 +34,42 @@ class Bench:
         return SimpleNamespace(slots=slots, how=how, memory_bytes=GIB // 2 + GIB * slots // self.replica)
 
     def seconds(self, replicas: Any) -> float:
-        crowded = self.crowd is not None and replicas.slots > self.crowd
-        return (1.0 if replicas.how == self.faster else 2.0) + crowded
+        return (1.0 if replicas.how == self.faster else 2.0) * (self.crowded if replicas.slots > 4 else 1.0)
+
+    def identity(self, count: int, replication: Replication) -> str:
+        return f"{count}_{replication.memory_gib}"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADAPTLAB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 def decided(count: int, folder: Path, bench: Bench | None = None, **options: Any) -> tuple[int, Any]:
     folder.mkdir(exist_ok=True)
-    return _decide(bench or Bench(), count, folder, Replication(**options))  # pyright: ignore[reportArgumentType]
+    return decide(bench or Bench(), count, folder, Replication(**options))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("faster", ["vmap", "map"])
 def test_the_faster_way_is_taken(faster: str, tmp_path: Path):
-    assert decided(8, tmp_path, Bench(faster=faster), memory_gib=100) == (8, faster)
+    assert decided(8, tmp_path, Bench(faster=faster), memory_gib=100) == (4, faster)
 
 
-def test_more_slots_are_taken_only_if_they_do_not_slow_each_other(tmp_path: Path):
-    assert decided(60, tmp_path / "free", Bench(), memory_gib=100) == (60, "map")
-    assert decided(60, tmp_path / "crowded", Bench(crowd=10), memory_gib=100) == (4, "map")
+def test_more_slots_are_batched_only_if_that_is_faster(tmp_path: Path):
+    for i, (crowded, slots) in enumerate([(0.5, 60), (1.0, 4), (2.0, 4)]):
+        bench = Bench(faster="vmap", crowded=crowded)
+        assert decided(60, tmp_path / str(i), bench, memory_gib=100 + i) == (slots, "vmap")
+
+
+def test_what_was_measured_is_remembered_for_the_same_runs_on_the_same_machine(tmp_path: Path, cache: Path):
+    first = decided(8, tmp_path / "first", memory_gib=100)
+    again = Bench(faster="vmap")
+    assert decided(8, tmp_path / "again", again, memory_gib=100) == first
+    assert again.compiled == []
+    assert decided(9, tmp_path / "other", again, memory_gib=100) == (4, "vmap")
+    (next(iter((cache / "programs").glob("8_*")))).unlink()
+    assert decided(8, tmp_path / "forgotten", again, memory_gib=100) == (4, "vmap")
 
 
 def test_as_many_slots_as_fit_into_memory_are_taken(tmp_path: Path):
@@ -78,7 +98,7 @@ def test_a_resumed_study_repeats_its_decision_with_fewer_runs_left(tmp_path: Pat
     again = Bench(faster="vmap")
     assert decided(3, tmp_path, again, memory_gib=100) == first
     assert again.compiled == []
-    assert [kept["slots"] for kept in json.loads((tmp_path / "programs.json").read_text()).values()] == [8]
+    assert [kept["slots"] for kept in json.loads((tmp_path / "programs.json").read_text()).values()] == [4]
 
 
 def test_the_plan_names_the_keys_that_split_programs(caplog: pytest.LogCaptureFixture):
