@@ -7,8 +7,7 @@ Letters: L leading (layer) axes, D input width, F output width, R the factors' r
 whichever is less. σ₁ ≥ σ₂ ≥ … are singular values.
 """
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,17 +53,15 @@ def updates(
     base: Any,
     params: Any,
     select: str | Sequence[str] = "layers/.*/kernel",
-    origin: Mapping[str, leaf.Weight] = MappingProxyType({}),
 ) -> dict[str, Update]:
     """Return `{path: ΔW}` of the selected matrices that an adaptation has changed.
 
     A leaf that *is* the base's is left out: an adaptation that does not touch a matrix returns it as it was.
 
     Args:
-      base: what the adaptation was bound to.
+      base: what the adaptation was bound to; W is the array that its leaf stands for.
       params: `adaptation.bind(base, delta)`.
       select: patterns of whole `/`-joined paths.
-      origin: `{path: W}` of the matrices that are not pretrained weights in `base`: the adaptation has prepared them.
 
     Raises:
       ValueError: a pattern that matches nothing, or a selected leaf that is not a matrix.
@@ -76,7 +73,7 @@ def updates(
             continue
         if len(shape := jax.eval_shape(leaf.dense, flat[path]).shape) < 2 or path.endswith(("/scale", "/bias")):
             raise ValueError(f"Updates are measured of matrices: {path!r} has shape {shape}; narrow `select`.")
-        found[path] = _update(origin.get(path, flat[path]), bound[path])
+        found[path] = _update(flat[path], bound[path])
     return found
 
 
@@ -90,6 +87,7 @@ def _update(w: leaf.Weight, changed: leaf.Weight) -> Update:
 
 def _side_paths(w: leaf.Weight, changed: leaf.Weight) -> list[leaf.LowRank] | None:
     """The low-rank nodes on top of w, or None if there is anything else."""
+    w = w.w if isinstance(w, leaf.Factored) else w  # which stands for what it holds
     sides = []
     while isinstance(changed, leaf.LowRank):
         sides.append(changed)

@@ -30,7 +30,6 @@ __all__ = [
     "make_update_slot_probe",
     "measured_updates",
     "named",
-    "origins",
 ]
 
 METRICS = (
@@ -77,31 +76,29 @@ def measured_updates(
 
 
 def make_update_probe(
-    wanted: MeasuredUpdates, bind: Callable[..., Any], pretrained: Any, base: Any = None
+    wanted: MeasuredUpdates, bind: Callable[..., Any], base: Any
 ) -> Callable[[Any, Any, Any], dict[str, float]]:
     """Return `probe(numbers, base, delta) -> {metric: value}`; a value that does not exist (0/0) is left out.
 
     Args:
       wanted: what to measure.
       bind: `(numbers, base, delta) -> params`, traced.
-      pretrained: the weights W that updates are changes of.
-      base: what `bind` takes, if the adaptation prepares it; None is `pretrained`.
+      base: the weights W that updates are changes of.
     """
-    constants = _constants(wanted, pretrained, base)
+    norms = _spectral_norms(wanted, base)
 
     @jax.jit
-    def one(numbers: Any, base: Any, delta: Any, constants: Any) -> Any:
-        return _measured(wanted, base, bind(numbers, base, delta), constants)
+    def one(numbers: Any, base: Any, delta: Any, norms: Any) -> Any:
+        return _measured(wanted, base, bind(numbers, base, delta), norms)
 
-    return lambda numbers, base, delta: _metrics(jax.device_get(one(numbers, base, delta, constants)))
+    return lambda numbers, base, delta: _metrics(jax.device_get(one(numbers, base, delta, norms)))
 
 
 def make_update_slot_probe(
     wanted: MeasuredUpdates,
     bind: Callable[..., Any],
     over_slots: Callable[[Callable[[Any, Any], Any]], Callable[[Any, Any], Any]],
-    pretrained: Any,
-    base: Any = None,
+    base: Any,
 ) -> Callable[..., Callable[[int], dict[str, float]]]:
     """Return `probe(numbers_S, states_S, active_S, base) -> slot -> metrics`: `make_update_probe` for S models at once.
 
@@ -109,60 +106,44 @@ def make_update_slot_probe(
       wanted: what to measure.
       bind: `(numbers, base, state) -> params`, traced.
       over_slots: lifts `(each, shared) -> result` to slots, see `adaptlab.train.over_slots`.
-      pretrained: the weights W that updates are changes of.
-      base: what `bind` takes, if the adaptation prepares it; None is `pretrained`.
+      base: the weights W that updates are changes of.
     """
-    constants = _constants(wanted, pretrained, base)
+    norms = _spectral_norms(wanted, base)
 
     def one(each: Any, shared: Any) -> Any:
-        (numbers, state), (base, constants) = each, shared
-        return _measured(wanted, base, bind(numbers, base, state), constants)
+        (numbers, state), (base, norms) = each, shared
+        return _measured(wanted, base, bind(numbers, base, state), norms)
 
     many = jax.jit(over_slots(one))
 
     def probe(numbers_S: Any, states_S: Any, active_S: Any, base: Any) -> Callable[[int], dict[str, float]]:
-        found = jax.device_get(many((numbers_S, states_S), (base, constants)))
+        found = jax.device_get(many((numbers_S, states_S), (base, norms)))
         return lambda slot: _metrics(jax.tree.map(lambda x: x[slot], found))
 
     return probe
 
 
-class _Constants(NamedTuple):
-    """What of the base every measurement needs: `{path: W}` where it is prepared, and `{path: σ₁(W)}` if wanted."""
+def _spectral_norms(wanted: MeasuredUpdates, base: Any) -> dict[str, jax.Array]:
+    """`{path: σ₁(W) [*L]}` if that is needed: W does not change, and is decomposed once."""
 
-    origin: dict[str, leaf.Weight]
-    spectral_norms: dict[str, jax.Array]
-
-
-def _constants(wanted: MeasuredUpdates, pretrained: Any, base: Any) -> _Constants:
-    def spectral_norms(weights: Any) -> dict[str, jax.Array]:
-        flat = tree.flatten(weights, leaf.is_node)
+    @jax.jit
+    def norms(base: Any) -> dict[str, jax.Array]:
+        flat = tree.flatten(base, leaf.is_node)
         paths = [path for path, i in tree.select(flat, wanted.select).items() if i is not None]
         return {path: jnp.max(singular_values(leaf.dense(flat[path])), axis=-1) for path in paths}
 
-    norms = jax.jit(spectral_norms)(pretrained) if "spectral_ratio" in wanted.metrics else {}
-    return _Constants({} if base is None else origins(pretrained, base), norms)
+    return norms(base) if "spectral_ratio" in wanted.metrics else {}
 
 
-def _measured(
-    wanted: MeasuredUpdates, base: Any, params: Any, constants: _Constants
-) -> dict[str, dict[str, jax.Array]]:
+def _measured(wanted: MeasuredUpdates, base: Any, params: Any, norms: Mapping[str, jax.Array]) -> Any:
     """`{path: {what: [*L]}}`."""
-    weights = tree.flatten(base, leaf.is_node) | constants.origin
-    changes = updates(base, params, wanted.select, constants.origin)
-    norms = constants.spectral_norms
-    return {p: _numbers(wanted, leaf.dense(weights[p]), update, norms.get(p)) for p, update in changes.items()}
+    weights, changes = tree.flatten(base, leaf.is_node), updates(base, params, wanted.select)
+    return {path: _numbers(wanted, leaf.dense(weights[path]), u, norms.get(path)) for path, u in changes.items()}
 
 
 def _metrics(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     rows = [named(what, path, x) for path, numbers in found.items() for what, x in numbers.items()]
     return {metric: value for row in rows for metric, value in row.items() if np.isfinite(value)}
-
-
-def origins(pretrained: Any, base: Any) -> dict[str, leaf.Weight]:
-    """Return `{path: W}` of the weights that an adaptation's `prepare` has replaced in `base`."""
-    before, now = tree.flatten(pretrained, leaf.is_node), tree.flatten(base, leaf.is_node)
-    return {path: w for path, w in before.items() if now.get(path) is not w}
 
 
 def named(what: str, path: str, values: np.ndarray) -> dict[str, float]:

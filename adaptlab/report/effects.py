@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from adaptlab.report.outcomes import Outcome, Outcomes, best_rate
-from adaptlab.report.quantities import OfRun, Quantity, Reading
+from adaptlab.report.quantities import OfArms, OfRun, Quantity, Reading
 
 __all__ = ["Effect", "Sample", "difference", "log_ratio", "opposite"]
 
@@ -99,6 +99,8 @@ def _sample(
         return Sample({}, {}, {}, [f"{name} was not run; the study has {', '.join(found)}" for name in absent])
     if isinstance(quantity, OfRun):
         (a, b), notes = _over_runs(found, quantity, arm, against, rates)
+    elif isinstance(quantity, OfArms):
+        (a, b), notes = quantity.read([found[arm], found[against]])
     else:
         sides = [_over_seeds(found, quantity.read, name) for name in (arm, against)]
         (a, b), notes = [side[0] for side in sides], [note for side in sides for note in side[1]]

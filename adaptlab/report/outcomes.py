@@ -8,14 +8,15 @@ import pyarrow as pa
 
 from adaptlab.report.trajectory import Trajectory, best, trajectory
 
-__all__ = ["Outcome", "Outcomes", "Runs", "best_gain", "best_rate", "final_gain", "outcomes"]
+__all__ = ["Outcome", "Outcomes", "Rates", "Runs", "best_gain", "best_rate", "final_gain", "outcomes"]
 
 IDENTITY = ("method", "lr", "seed")
 
 Runs = Mapping[str, Mapping[str, Any]]
 """`{run: {"method", "lr", "seed", …}}`; `diverged_at` (a step or None) marks a run that diverged.
 
-`steps` is the number of updates it was to have (by default, up to the last measurement).
+`steps` is the number of updates it was to have (by default, up to the last measurement), and `update` what was measured
+of its update after training, by name.
 """
 
 
@@ -27,13 +28,18 @@ class Outcome(NamedTuple):
       path: its way through gain and forgetting; a diverged run's may end early.
       updates: how many updates it was to have.
       diverged: whether it did.
+      update: what was measured of its update after training, by name, averaged over matrices.
     """
 
     run: str
     path: Trajectory
     updates: int
     diverged: bool
+    update: Mapping[str, float]
 
+
+Rates = Mapping[float, Mapping[int, Outcome]]
+"""`{learning rate: {seed: outcome}}` of one method."""
 
 Outcomes = dict[str, dict[float, dict[int, Outcome]]]
 """`{method: {learning rate: {seed: outcome}}}`: methods in the study's order, the rest by increasing number."""
@@ -63,7 +69,7 @@ def outcomes(curves: pa.Table, runs: Runs, target: str, upstream: Sequence[str])
             raise ValueError(f"Runs {[seeds[a['seed']].run, run]} repeat a seed: they are not independent.")
         path = trajectory(curves, run, target, upstream)
         lost = a.get("diverged_at") is not None or not np.isfinite(path.gain_N[-1])
-        seeds[a["seed"]] = Outcome(run, path, int(a.get("steps") or path.steps_N[-1]), lost)
+        seeds[a["seed"]] = Outcome(run, path, int(a.get("steps") or path.steps_N[-1]), lost, a.get("update") or {})
     return found
 
 
@@ -77,7 +83,7 @@ def final_gain(outcome: Outcome) -> float:
     return 0.0 if outcome.diverged else float(outcome.path.gain_N[-1])
 
 
-def best_rate(rates: Mapping[float, Mapping[int, Outcome]]) -> float:
+def best_rate(rates: Rates) -> float:
     """The learning rate with the best gain, averaged over seeds; of equal ones the smallest.
 
     A rate at which a run diverged counts only if one did at every rate.

@@ -10,11 +10,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from adaptlab.report.outcomes import Outcome, best_gain, final_gain
+from adaptlab.report.outcomes import Outcome, Rates, best_gain, final_gain
 from adaptlab.report.trajectory import MEAN, best, crossing
 from adaptlab.report.zone import peak_rate, usable_zone
 
 __all__ = [
+    "OfArms",
     "OfRun",
     "OfSeed",
     "Quantity",
@@ -58,7 +59,17 @@ class OfSeed(NamedTuple):
     read: Callable[[Mapping[float, Outcome]], Reading]
 
 
-Quantity = OfRun | OfSeed
+class OfArms(NamedTuple):
+    """A quantity of all runs of several arms, which share a level: `read([outcomes of an arm, …])`.
+
+    `read` returns `{seed: reading}` of each arm, and notes.
+    """
+
+    says: str
+    read: Callable[[Sequence[Rates]], tuple[list[dict[int, Reading]], list[str]]]
+
+
+Quantity = OfRun | OfSeed | OfArms
 At = Literal["final", "best"]
 
 

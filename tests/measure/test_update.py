@@ -138,11 +138,13 @@ def test_side_paths_on_side_paths_add_up_and_anything_else_is_dense():
         np.testing.assert_allclose(dense_update(update), leaf.dense(changed) - w, atol=1e-12)
 
 
-def test_the_update_of_a_prepared_weight_is_measured_from_the_pretrained_one():
-    pretrained, prepared = normal(0, D, F), normal(1, D, F)
-    changed = leaf.LowRank(prepared, normal(2, D, R), normal(3, R, F), jnp.array(1.0))
-    update = updates({"kernel": prepared}, {"kernel": changed}, "kernel", {"kernel": pretrained})["kernel"]
-    np.testing.assert_allclose(dense_update(update), leaf.dense(changed) - pretrained, atol=1e-14)
+def test_the_update_of_a_factored_weight_is_measured_from_the_weight_and_stays_in_factors():
+    w = normal(0, D, F)
+    base = {"kernel": leaf.Factored(w, normal(1, D, R), normal(2, R, F))}
+    changed = leaf.LowRank(w, normal(2, D, R), normal(3, R, F), jnp.array(1.0))
+    update = updates(base, {"kernel": changed}, "kernel")["kernel"]
+    assert isinstance(update, Factors)
+    np.testing.assert_allclose(dense_update(update), leaf.dense(changed) - w, atol=1e-14)
 
 
 def test_what_is_not_adapted_has_no_update():
