@@ -78,7 +78,7 @@ class _Bert(nn.Module):
     classes: int | None
     dtype: Any
     remat: str
-    unroll: int
+    unroll: int | None
 
     @nn.compact
     def __call__(
@@ -136,7 +136,7 @@ def bert(
         tokens that are not padding (arXiv:1908.10084, sec. 3).
       dtype: the compute dtype, "float32" or "bfloat16". Parameters, norms, softmax and outputs stay float32.
       remat: what the backward pass recomputes, see `adaptlab.models.llama`.
-      unroll: layers per iteration of the scan; None chooses by backend.
+      unroll: layers per iteration of the scan; None chooses by backend and depth.
 
     Raises:
       ValueError: an unknown `pooling`, `dtype` or `remat`.
@@ -188,7 +188,7 @@ def _model(
     check_options(dtype, remat)
     if pooling not in (None, *POOLINGS):
         raise ValueError(f"pooling={pooling!r} is not one of {[None, *POOLINGS]}.")
-    module = _Bert(shape, pooling, classes, DTYPES[dtype], remat, unroll or 1)
+    module = _Bert(shape, pooling, classes, DTYPES[dtype], remat, unroll)
     example = jnp.zeros((1, min(2, shape.context)), jnp.int32)
     init, axes = weights(module, example, None, example, example, None)
 

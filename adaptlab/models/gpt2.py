@@ -70,7 +70,7 @@ class _GPT2(nn.Module):
     shape: GPT2Shape
     dtype: Any
     remat: str
-    unroll: int
+    unroll: int | None
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array, drop: Any) -> jax.Array:
@@ -96,13 +96,13 @@ def gpt2(shape: GPT2Shape, *, dtype: str = "float32", remat: str = "none", unrol
       shape: the sizes.
       dtype: the compute dtype, "float32" or "bfloat16". Parameters, norms, softmax and logits stay float32.
       remat: what the backward pass recomputes, see `adaptlab.models.llama`.
-      unroll: layers per iteration of the scan; None chooses by backend.
+      unroll: layers per iteration of the scan; None chooses by backend and depth.
 
     Raises:
       ValueError: an unknown `dtype` or `remat`; when applied, rows longer than the context.
     """
     check_options(dtype, remat)
-    module = _GPT2(shape, DTYPES[dtype], remat, unroll or 1)
+    module = _GPT2(shape, DTYPES[dtype], remat, unroll)
     example = jnp.zeros((1, min(2, shape.context)), jnp.int32)
     init, axes = weights(module, example, None, example, None)
 

@@ -113,7 +113,7 @@ class _Llama(nn.Module):
     shape: LlamaShape
     dtype: Any
     remat: str
-    unroll: int
+    unroll: int | None
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array, drop: Any) -> jax.Array:
@@ -143,13 +143,13 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
       dtype: the compute dtype, "float32" or "bfloat16". Parameters, norms, softmax and logits stay float32.
       remat: what the backward pass recomputes: "none" (save all), "dots" (save matrix products) or "full"
         (save layer inputs only).
-      unroll: layers per iteration of the scan; None chooses by backend.
+      unroll: layers per iteration of the scan; None chooses by backend and depth.
 
     Raises:
       ValueError: an unknown `dtype` or `remat`.
     """
     check_options(dtype, remat)
-    module = _Llama(shape, DTYPES[dtype], remat, unroll or 1)
+    module = _Llama(shape, DTYPES[dtype], remat, unroll)
     example = jnp.zeros((1, 2), jnp.int32)
 
     init, axes = weights(module, example, None, example, None)

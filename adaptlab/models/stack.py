@@ -26,8 +26,17 @@ def check_options(dtype: str, remat: str) -> None:
         raise ValueError(f"remat={remat!r} is not one of {sorted(REMAT_POLICIES)}.")
 
 
-def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int) -> Any:
-    """Return `depth` layers as one: rematerialised by policy, scanned over the leading axis of their weights."""
+_SHALLOW = 8  # layers
+
+
+def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) -> Any:
+    """Return `depth` layers as one: rematerialised by policy, scanned over the leading axis of their weights.
+
+    `unroll=None` writes a shallow stack out on a CPU: a loop costs 12% of a step there, and four layers compile as fast
+    without it. (30 layers gain as much, but take six times as long to compile.)
+    """
+    if unroll is None:
+        unroll = depth if jax.default_backend() == "cpu" and depth <= _SHALLOW else 1
     if remat != "none":
         layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return nn.scan(
