@@ -32,6 +32,7 @@ class Lab(NamedTuple):
       provenance: what the passport says of base and corpora.
       base: the config of the base, see `Base`.
       figures: whether studies in it draw figures; the jobs of a sweep leave that to the sweep.
+      updates: what is measured of updates while training; None measures nothing of them.
     """
 
     pretrained: models.Pretrained
@@ -45,6 +46,7 @@ class Lab(NamedTuple):
     provenance: dict[str, Any]
     base: Mapping[str, Any]
     figures: bool = True
+    updates: measure.MeasuredUpdates | None = None
 
     @property
     def target(self) -> str:
@@ -70,12 +72,12 @@ def open_base(base: Mapping[str, Any], mesh: jax.sharding.Mesh) -> tuple[models.
 
 
 _SHARED: ContextVar[Mapping[str, Lab]] = ContextVar("labs", default={})  # noqa: B039 (never changed)
-_SETTINGS = ("base", "target", "upstream", "training", "held_out", "mesh")
+_SETTINGS = ("base", "target", "upstream", "training", "held_out", "mesh", "measure")
 
 
 def lab_settings(study: Any) -> dict[str, Any]:
     """Return what of a study's config its lab is made of."""
-    return {name: getattr(study, name) for name in _SETTINGS}
+    return {name: getattr(study, name) for name in _SETTINGS if hasattr(study, name)}
 
 
 def open_lab(study: Any) -> Lab:
@@ -83,7 +85,8 @@ def open_lab(study: Any) -> Lab:
 
     Args:
       study: has `base` (see `Base`), `target` (the config of the corpus to adapt to), `upstream` (those of the corpora
-        not to forget, by name), `training` (see `Training`), `held_out` (see `HeldOut`) and `mesh` (the devices).
+        not to forget, by name), `training` (see `Training`), `held_out` (see `HeldOut`) and `mesh` (the devices); may
+        have `measure` (see `Measured`).
     """
     settings = lab_settings(study)
     return _SHARED.get().get(config.config_hash(settings)) or load_lab(settings)
@@ -142,6 +145,7 @@ def load_lab(settings: Mapping[str, Any]) -> Lab:
             "corpora": {name: d.provenance for name, d in {goal.name: goal, **kept}.items()},
         },
         base=base,
+        updates=config.instantiate((settings.get("measure") or {}).get("updates")),
     )
     for name, one in {goal.name: goal, **kept}.items():
         batches = data.fixed_batches(one.held_out, held_out.batch_size)

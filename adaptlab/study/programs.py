@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 
 from adaptlab import config, tree
-from adaptlab.measure import make_probe, make_slot_probe
 from adaptlab.optim.group_table import group_table
 from adaptlab.study.bases import open_moments
 from adaptlab.study.lab import Lab
 from adaptlab.study.members import Member, method_program
+from adaptlab.study.probes import run_probe, slots_probe
 from adaptlab.study.settings import Replication
 from adaptlab.study.trials import Bench, decide
 from adaptlab.train import (
@@ -22,8 +22,6 @@ from adaptlab.train import (
     SlotProbe,
     compile_program,
     device_numbers,
-    over_slots,
-    reading,
 )
 
 __all__ = ["Shared", "plan", "share"]
@@ -121,8 +119,7 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     scalars = device_numbers(members[0].numbers, members[0].seed, lab.params)
     base = program.prepare(scalars[0], lab.params)
     _log_groups(lab, program, base, members[0], moments)
-    domains = {f"held_out/{name}": batches for name, batches in lab.held_out.items()}
-    probe = make_probe(lab.measurement, domains, program.bind)
+    probe = run_probe(lab, program, base)
     bench = Bench(lab, program, base, members[0], moments)
     slots, how = decide(bench, len(members), folder, replication)
     if how == "alone":
@@ -136,15 +133,8 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
         "%s: %d at a time by %s, %.2f GiB, compiled in %.1f s",
         *(members[0].method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
     )
-
-    def bind(numbers: Any, base: Any, state: Any) -> Any:
-        return program.bind(numbers, base, reading(state))
-
-    slot_probe = make_slot_probe(
-        lab.measurement, domains, bind, lambda one: over_slots(one, replicas.how, lab.placement)
-    )
     return Shared(
-        *(program, base, replicas, probe, slot_probe, moments),
+        *(program, base, replicas, probe, slots_probe(lab, program, base, replicas.how), moments),
         *(bench.flops(), replicas.memory_bytes, replicas.seconds),
     )
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from adaptlab.train import Duration
 
-__all__ = ["Base", "HeldOut", "Method", "Replication", "Training", "Wandb"]
+__all__ = ["Base", "HeldOut", "Measured", "Method", "Replication", "Training", "Wandb"]
 
 Call = dict[str, Any]
 """A config node with `_target_`: a factory and its arguments."""
@@ -108,6 +108,19 @@ class HeldOut(NamedTuple):
     tokens: int = 4096
     batch_size: int = 8
     max_document_tokens: int | None = 512
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is measured besides held-out text.
+
+    Attributes:
+      updates: of updates while training, see `adaptlab.measure.measured_updates`; null measures nothing.
+      final: of updates after training, see `adaptlab.study.FinalUpdates`; null measures nothing.
+    """
+
+    updates: Call | None = None
+    final: Call | None = None
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def intruders(planted):
     """Runs with more intruders the higher the rate, and more of them in `a`."""
 
     def of(run):
-        wobble = 0.01 * np.random.default_rng(run["seed"]).normal()
+        wobble = 0.01 * np.random.default_rng([run["seed"], ord(run["method"])]).normal()
         return {"intruders_0.5": (3.0 if run["method"] == "a" else 1.0) * (1e4 * run["lr"]) ** 0.5 + wobble}
 
     return {name: run | {"update": of(run)} for name, run in planted.items()}
