@@ -1,9 +1,11 @@
 """Ways to adapt a base model, each an `Adaptation(init, bind, axes)`."""
 
+from adaptlab.adapt import merge
 from adaptlab.adapt.adaptation import Adaptation, materialize, prepared
 from adaptlab.adapt.bottleneck import bottleneck
 from adaptlab.adapt.compose import chain
 from adaptlab.adapt.diff_pruning import diff_pruning, expected_l0, l0, magnitude_pruned
+from adaptlab.adapt.dora import dora
 from adaptlab.adapt.files import load_delta, save_delta
 from adaptlab.adapt.ia3 import ia3
 from adaptlab.adapt.lora import as_lora, fan_in_uniform, lora, zeros
@@ -13,6 +15,7 @@ from adaptlab.adapt.prefix import prefix
 from adaptlab.adapt.prompt import prompt
 from adaptlab.adapt.selective import anchors, bitfit, freeze_below, layer_norm, linear_probe, selected
 from adaptlab.adapt.simple import frozen, full, partition, scratch
+from adaptlab.adapt.vera import vera
 
 __all__ = [
     "Adaptation",
@@ -22,6 +25,7 @@ __all__ = [
     "bottleneck",
     "chain",
     "diff_pruning",
+    "dora",
     "expected_l0",
     "fan_in_uniform",
     "freeze_below",
@@ -35,6 +39,7 @@ __all__ = [
     "lora",
     "magnitude_pruned",
     "materialize",
+    "merge",
     "p_tuning",
     "partition",
     "pissa",
@@ -44,5 +49,6 @@ __all__ = [
     "save_delta",
     "scratch",
     "selected",
+    "vera",
     "zeros",
 ]

@@ -137,10 +137,12 @@ def anchors(base: Any, delta: Any) -> Any:
     """
     flat = tree.flatten(base, leaf.is_node)
 
-    def anchor(path: str, x: jax.Array) -> jax.Array:
+    def anchor(path: str, x: Any) -> Any:
         above, rest = "", path
         while rest and rest not in flat:
-            above, _, rest = rest.partition("/")
+            # Below a weight's own path stand the arrays of an adaptation.
+            inside = any(rest.startswith(f"{weight}/") for weight in flat)
+            above, _, rest = ("", "", "") if inside else rest.partition("/")
         if not rest or leaf.is_node(flat[rest]):
             return jnp.zeros_like(x)
         cut = _RANGE.fullmatch(above)

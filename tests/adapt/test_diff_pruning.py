@@ -97,7 +97,9 @@ def test_over_a_node_the_sum_is_not_formed_and_still_right():
     np.testing.assert_allclose(leaf.dense(got), wanted, rtol=1e-5, atol=1e-6)
     one, x = jax.tree.map(lambda a: a[0], got), jnp.ones((3, 6))
     np.testing.assert_allclose(leaf.dot(x, one), x @ wanted[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(leaf.take(one, jnp.array([1, 4]), jnp.float32), wanted[0][[1, 4]], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        leaf.take(one, jnp.array([1, 4]), jnp.float32), wanted[0][jnp.array([1, 4])], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_an_unknown_structure_is_an_error():
