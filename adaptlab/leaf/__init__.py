@@ -1,11 +1,13 @@
 """The weight nodes, and the few functions that read whatever stands where a model has a weight."""
 
 from adaptlab.leaf.adapters import ACTIVATIONS, Bottleneck, Fusion, KroneckerSum
+from adaptlab.leaf.decomposed import Decomposed, column_norms
 from adaptlab.leaf.low_rank import Factored, LowRank
 from adaptlab.leaf.prefix import Prefix, Prompt
 from adaptlab.leaf.quantized import Affine, Quantized, Scales, array_axes, is_quantized, quantize
 from adaptlab.leaf.scaled import Scaled
 from adaptlab.leaf.sparse import Added, SparseDelta
+from adaptlab.leaf.vera import VectorScaled
 from adaptlab.leaf.weight import Weight, dense, dot, is_node, node, product, take
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "Added",
     "Affine",
     "Bottleneck",
+    "Decomposed",
     "Factored",
     "Fusion",
     "KroneckerSum",
@@ -23,8 +26,10 @@ __all__ = [
     "Scaled",
     "Scales",
     "SparseDelta",
+    "VectorScaled",
     "Weight",
     "array_axes",
+    "column_norms",
     "dense",
     "dot",
     "is_node",

@@ -19,6 +19,7 @@ from adaptlab.adapt import (
     bitfit,
     chain,
     diff_pruning,
+    dora,
     freeze_below,
     frozen,
     full,
@@ -27,6 +28,7 @@ from adaptlab.adapt import (
     partition,
     pissa,
     selected,
+    vera,
 )
 from adaptlab.data import Batch
 from adaptlab.models import LlamaShape, Model, cross_entropy, language_modelling, llama, mlp
@@ -61,6 +63,7 @@ class AdaptationRow(NamedTuple):
     needs_embedding: bool = False
     hears_alpha: bool | None = None  # None: if it trains an A, as LoRA does
     not_the_base: str = ""  # why it does not start as the base: skips that law
+    not_a_gradient: str = ""  # why what trains is not the gradient of the loss: skips the law of the Hessian
     not_an_array: str = ""  # why it cannot be merged: skips those laws
     only: tuple[str, ...] = ()
 
@@ -148,6 +151,12 @@ BODY = ("layers/", "dense_")
 SOME = ("layers/attention/", "dense_1/")
 
 
+def outputs(shapes: dict[str, tuple[int, ...]], prefixes: tuple[str, ...], more: int = 0) -> int:
+    """Σ L · (F + more) over the kernels `[*L, D, F]` below the prefixes."""
+    chosen = [shape for path, shape in shapes.items() if path.startswith(prefixes) and path.endswith(MATRIX)]
+    return sum(math.prod(shape[:-2]) * (shape[-1] + more) for shape in chosen)
+
+
 def every(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
@@ -175,6 +184,20 @@ ADAPTATIONS = {
     ),
     "pissa": AdaptationRow(
         lambda m, alpha: pissa(RANK, alpha=alpha, select=m.matrices), lambda shapes: low_rank(shapes, BODY)
+    ),
+    "dora": AdaptationRow(
+        lambda m, alpha: dora(RANK, alpha=alpha, select=m.matrices, detach_norm=False),
+        lambda shapes: low_rank(shapes, BODY) + outputs(shapes, BODY),
+    ),
+    "dora_detached": AdaptationRow(
+        lambda m, alpha: dora(RANK, alpha=alpha, select=m.matrices),
+        lambda shapes: low_rank(shapes, BODY) + outputs(shapes, BODY),
+        not_a_gradient="The norm of the direction is a constant to derivatives.",
+    ),
+    "vera": AdaptationRow(
+        lambda m, alpha: vera(5, d_initial=alpha, select=m.matrices),
+        lambda shapes: outputs(shapes, BODY, more=5),
+        hears_alpha=True,
     ),
     "lora_embedding": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=[m.matrices, m.embedding or ""]),
