@@ -1,4 +1,4 @@
-"""Text: corpora and their readers, tokenizers, splits, packing, and batches as a function of (seed, step)."""
+"""Text, plain or labelled: corpora, tokenizers, splits, packing, and batches as a function of (seed, step)."""
 
 from adaptlab.data.corpus import (
     Corpus,
@@ -10,6 +10,16 @@ from adaptlab.data.corpus import (
     text_corpus,
 )
 from adaptlab.data.domain import Domain, load_domain
+from adaptlab.data.labelled import (
+    Labelled,
+    LabelledBatch,
+    LabelledRows,
+    labelled_folder,
+    labelled_table,
+    load_labelled,
+    make_labelled,
+    padded_rows,
+)
 from adaptlab.data.pack import Batch, empty_batch, pack
 from adaptlab.data.split import Split, check_disjoint, split
 from adaptlab.data.stream import fixed_batches, make_stream
@@ -19,6 +29,9 @@ __all__ = [
     "Batch",
     "Corpus",
     "Domain",
+    "Labelled",
+    "LabelledBatch",
+    "LabelledRows",
     "Split",
     "Tokenizer",
     "check_disjoint",
@@ -29,12 +42,17 @@ __all__ = [
     "folder_corpus",
     "gguf_tokenizer",
     "json_tokenizer",
+    "labelled_folder",
+    "labelled_table",
     "load_domain",
+    "load_labelled",
     "load_tokenizer",
     "local_text",
     "make_corpus",
+    "make_labelled",
     "make_stream",
     "pack",
+    "padded_rows",
     "split",
     "text_corpus",
 ]

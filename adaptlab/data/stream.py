@@ -2,23 +2,26 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
-from adaptlab.data.pack import Batch, empty_batch
 from adaptlab.rng import generator_for
 
 __all__ = ["fixed_batches", "make_stream"]
 
+Rows = TypeVar("Rows", bound=tuple)
+"""A NamedTuple of arrays with one leading axis, `tokens` `[N, T]` among them: `Batch`, `LabelledBatch`."""
+
 
 def make_stream(
-    packed: Batch,
+    packed: Rows,
     batch_size: int,
     seed: int,
     name: str = "train",
     process_index: int = 0,
     process_count: int = 1,
-) -> Callable[[int], Batch]:
+) -> Callable[[int], Rows]:
     """Return the function from a step to its batch: shuffled rows without end, each once an epoch.
 
     Row i of the endless stream is row p(i mod N) of `packed`, where p is the permutation of epoch i div N,
@@ -34,10 +37,11 @@ def make_stream(
         the batch.
       process_count: the number of hosts.
     """
-    rows = len(packed.tokens)
+    whole: Any = packed
+    rows = len(whole.tokens)
     if not 1 <= batch_size <= rows:
         raise ValueError(
-            f"stream {name!r} has {rows} rows of {packed.tokens.shape[1]} tokens for batch_size={batch_size}: "
+            f"stream {name!r} has {rows} rows of {whole.tokens.shape[1]} tokens for batch_size={batch_size}: "
             "expected 1 <= batch_size <= rows. Use a smaller batch, shorter rows or more text."
         )
     if process_count < 1 or batch_size % process_count or not 0 <= process_index < process_count:
@@ -51,27 +55,27 @@ def make_stream(
     def order(epoch: int) -> np.ndarray:
         return generator_for(seed, f"data/{name}", epoch).permutation(rows)
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> Rows:
         if step < 0:
             raise ValueError(f"step={step}: expected 0 or more")
         first = int(step) * batch_size + process_index * share
         chosen = [order(i // rows)[i % rows] for i in range(first, first + share)]
-        return Batch(*(part[chosen] for part in packed))
+        return whole._make(part[chosen] for part in whole)
 
     return batch
 
 
-def fixed_batches(packed: Batch, batch_size: int, rows: int | None = None) -> list[Batch]:
+def fixed_batches(packed: Rows, batch_size: int, rows: int | None = None) -> list[Rows]:
     """Return the first `rows` rows, in order, as batches of one shape; all rows by default or if there are fewer.
 
-    The last batch is filled up with rows of padding, which weigh nothing.
+    The last batch is filled up with rows of zeros, which weigh nothing.
     """
     if batch_size < 1 or (rows is not None and rows < 1):
         raise ValueError(f"batch_size={batch_size}, rows={rows}: expected at least 1 of each")
-    if not len(packed.tokens):
+    whole: Any = packed
+    if not len(whole.tokens):
         raise ValueError("there are no rows: nothing can be measured on them. Allow more held-out text.")
-    kept = Batch(*(part[:rows] for part in packed))
-    missing = -len(kept.tokens) % batch_size
-    padding = empty_batch(missing, kept.tokens.shape[1])
-    full = Batch(*(np.concatenate(parts) for parts in zip(kept, padding, strict=True)))
-    return [Batch(*(part[i : i + batch_size] for part in full)) for i in range(0, len(full.tokens), batch_size)]
+    kept = [part[:rows] for part in whole]
+    missing = -len(kept[0]) % batch_size
+    full = [np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) for part in kept]
+    return [whole._make(part[i : i + batch_size] for part in full) for i in range(0, len(full[0]), batch_size)]

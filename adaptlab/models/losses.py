@@ -10,7 +10,7 @@ from adaptlab.models.model import Model
 from adaptlab.rng import stream_id
 from adaptlab.stats import Mean
 
-__all__ = ["cross_entropy", "language_modelling"]
+__all__ = ["classification", "cross_entropy", "language_modelling"]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -45,16 +45,46 @@ def language_modelling(
     def loss(params: Any, batch: Any, key: jax.Array) -> Mean:
         drops = {} if dropout is None else {"dropout": (dropout, jax.random.fold_in(key, stream_id("dropout")))}
         logits = model.apply(params, batch.tokens, segments=batch.segments, positions=batch.positions, **drops)
-        targets = batch.targets
-        if label_noise is not None:
-            targets = _noisy(jax.random.fold_in(key, stream_id("label_noise")), targets, label_noise, logits.shape[-1])
-        nats = cross_entropy(logits, targets)
-        if label_smoothing is not None:
-            uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
-            nats = (1.0 - label_smoothing) * nats + label_smoothing * uniform
-        return Mean(jnp.sum(nats * batch.weights), jnp.sum(batch.weights))
+        return _summed(logits, batch, key, label_noise, label_smoothing)
 
     return loss
+
+
+def classification(
+    model: Annotated[Model, GIVEN],
+    *,
+    dropout: Traced | None = None,
+    label_noise: Traced | None = None,
+    label_smoothing: Traced | None = None,
+) -> Any:
+    """Return `loss(params, batch, key) -> Mean`: cross-entropy over the texts that count.
+
+    The batch has `tokens` and `segments` `[B, T]`, `targets` and `weights` `[B]`, see `adaptlab.data.LabelledBatch`.
+
+    Args:
+      model: the classifier, with logits `[B, C]`.
+      dropout: as in `language_modelling`; the head's input is dropped too.
+      label_noise: the probability that a class is replaced by one drawn uniformly, anew in each step.
+      label_smoothing: as in `language_modelling`, over the classes.
+    """
+
+    def loss(params: Any, batch: Any, key: jax.Array) -> Mean:
+        drops = {} if dropout is None else {"dropout": (dropout, jax.random.fold_in(key, stream_id("dropout")))}
+        logits = model.apply(params, batch.tokens, segments=batch.segments, **drops)
+        return _summed(logits, batch, key, label_noise, label_smoothing)
+
+    return loss
+
+
+def _summed(logits: jax.Array, batch: Any, key: jax.Array, noise: Any, smoothing: Any) -> Mean:
+    targets = batch.targets
+    if noise is not None:
+        targets = _noisy(jax.random.fold_in(key, stream_id("label_noise")), targets, noise, logits.shape[-1])
+    nats = cross_entropy(logits, targets)
+    if smoothing is not None:
+        uniform = jax.nn.logsumexp(logits, axis=-1) - jnp.mean(logits, axis=-1)
+        nats = (1.0 - smoothing) * nats + smoothing * uniform
+    return Mean(jnp.sum(nats * batch.weights), jnp.sum(batch.weights))
 
 
 def _noisy(key: jax.Array, targets: jax.Array, rate: Any, vocabulary: int) -> jax.Array:
