@@ -9,14 +9,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adaptlab.measure.update import Factors, Svd, Update, dense_update
+from adaptlab.measure.update import Factors, Svd, Update
 
 __all__ = [
     "Relation",
     "count_intruders",
+    "largest_cosine",
     "leading",
     "relation",
-    "similarity_to_base",
     "subspace_similarity",
 ]
 
@@ -84,38 +84,32 @@ def subspace_similarity(u: jax.Array, v: jax.Array) -> jax.Array:
     return energy / least.reshape((1,) * (energy.ndim - 2) + least.shape)
 
 
-def similarity_to_base(w: jax.Array, update: Update, k: int) -> jax.Array:
-    """For each of the k leading singular vectors of W + ΔW, its largest |cosine| to any singular vector of W.
+def largest_cosine(after: jax.Array, before: jax.Array) -> jax.Array:
+    """For each leading singular vector of W + ΔW, its largest |cosine| to any singular vector of W.
 
         c_j = max_i |⟨v_j(W + ΔW), v_i(W)⟩|,   j = 1 … k
 
     A vector with c_j < ε is an intruder dimension (arXiv:2410.21228, algorithm 1); see `count_intruders`. The vectors
-    are those of the output side, as in the paper: V in x W.
+    to compare are those of the output side, as in the paper: V in x W.
 
     Args:
-      w: `[*L, D, F]`.
-      update: its change.
-      k: how many, at most min(D, F).
+      after: the k leading rows of Vᵀ of W + ΔW, `[*L, k, F]`.
+      before: all rows of Vᵀ of W, `[*L, K, F]`.
 
     Returns:
       c `[*L, k]`.
     """
-    if not 1 <= k <= min(w.shape[-2:]):
-        raise ValueError(f"k={k} leading singular vectors of a matrix {w.shape[-2:]}: choose 1 to {min(w.shape[-2:])}.")
-    before = jnp.linalg.svd(w, full_matrices=False)[2]
-    after = jnp.linalg.svd(w + dense_update(update), full_matrices=False)[2]
-    cosines = jnp.matmul(after[..., :k, :], before.mT, precision=_HIGHEST)
-    return jnp.max(jnp.abs(cosines), axis=-1)
+    return jnp.max(jnp.abs(jnp.matmul(after, before.mT, precision=_HIGHEST)), axis=-1)
 
 
-def count_intruders(similarity: jax.Array, epsilon: float) -> jax.Array:
+def count_intruders(cosine: jax.Array, epsilon: float) -> jax.Array:
     """How many of the k leading singular vectors are intruder dimensions, `[*L]`: those with c_j < ε.
 
     Args:
-      similarity: c `[*L, k]`, from `similarity_to_base`.
+      cosine: c `[*L, k]`, from `largest_cosine`.
       epsilon: ε, between 0 and 1; the paper looks at .5 most, and at all.
     """
-    return jnp.sum(similarity < epsilon, axis=-1)
+    return jnp.sum(cosine < epsilon, axis=-1)
 
 
 def leading(svd: Svd, k: jax.Array | int) -> Factors:
