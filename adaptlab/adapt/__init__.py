@@ -1,8 +1,10 @@
 """Ways to adapt a base model, each an `Adaptation(init, bind, axes)`."""
 
 from adaptlab.adapt import merge
+from adaptlab.adapt.adalora import adalora, orthogonality
 from adaptlab.adapt.adaptation import Adaptation, materialize, prepared
 from adaptlab.adapt.bottleneck import bottleneck
+from adaptlab.adapt.compacter import compacter
 from adaptlab.adapt.compose import chain
 from adaptlab.adapt.diff_pruning import diff_pruning, expected_l0, l0, magnitude_pruned
 from adaptlab.adapt.dora import dora
@@ -15,15 +17,18 @@ from adaptlab.adapt.prefix import prefix
 from adaptlab.adapt.prompt import prompt
 from adaptlab.adapt.selective import anchors, bitfit, freeze_below, layer_norm, linear_probe, selected
 from adaptlab.adapt.simple import frozen, full, partition, scratch
+from adaptlab.adapt.tenants import stack_adapters, tenants
 from adaptlab.adapt.vera import vera
 
 __all__ = [
     "Adaptation",
+    "adalora",
     "anchors",
     "as_lora",
     "bitfit",
     "bottleneck",
     "chain",
+    "compacter",
     "diff_pruning",
     "dora",
     "expected_l0",
@@ -40,6 +45,7 @@ __all__ = [
     "magnitude_pruned",
     "materialize",
     "merge",
+    "orthogonality",
     "p_tuning",
     "partition",
     "pissa",
@@ -49,6 +55,8 @@ __all__ = [
     "save_delta",
     "scratch",
     "selected",
+    "stack_adapters",
+    "tenants",
     "vera",
     "zeros",
 ]

@@ -11,7 +11,7 @@ from adaptlab.adapt.lora import Init, fan_in_uniform, zeros
 from adaptlab.adapt.slots import Part, below, bind_slots, choose_slots, init_parts, part_axes
 from adaptlab.config import GIVEN, Traced
 
-__all__ = ["bottleneck", "check_bottleneck"]
+__all__ = ["bottleneck", "check_bottleneck", "placement_of"]
 
 PLACEMENTS = {
     "houlsby": ".*",
@@ -55,9 +55,7 @@ def bottleneck(
         that matches none.
     """
     check_bottleneck(width, activation)
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement={placement!r} is not one of {sorted(PLACEMENTS)}.")
-    chosen = choose_slots(slots, "residual", select or PLACEMENTS[placement], "bottleneck")
+    chosen = choose_slots(slots, "residual", select or placement_of(placement), "bottleneck")
     parts = {
         f"{path}/{name}": one
         for path, slot in chosen.items()
@@ -97,3 +95,14 @@ def check_bottleneck(width: int, activation: str) -> None:
         raise ValueError(f"width={width} must be at least 1; use frozen() to train nothing.")
     if activation not in leaf.ACTIVATIONS:
         raise ValueError(f"activation={activation!r} is not one of {sorted(leaf.ACTIVATIONS)}.")
+
+
+def placement_of(name: str) -> str:
+    """Return the pattern of a placement's slots.
+
+    Raises:
+      ValueError: an unknown placement.
+    """
+    if name not in PLACEMENTS:
+        raise ValueError(f"placement={name!r} is not one of {sorted(PLACEMENTS)}.")
+    return PLACEMENTS[name]

@@ -10,7 +10,7 @@ from jax import lax
 from adaptlab import leaf
 from adaptlab.adapt.adaptation import Adaptation
 from adaptlab.adapt.lora import zeros
-from adaptlab.adapt.slots import Part, below, bind_slots, choose_slots, init_parts, normal, part_axes
+from adaptlab.adapt.slots import Part, below, bind_slots, choose_slots, init_parts, normal, part_axes, uniform
 from adaptlab.config import GIVEN
 
 __all__ = ["prefix"]
@@ -81,7 +81,7 @@ def _network(chosen: Mapping[str, Any], length: int, width: int) -> dict[str, Pa
     *_, g, k = next(iter(chosen.values())).shape
     parts = {
         f"{_SHARED}/table": Part((length, g * k), (None, None), normal()),
-        f"{_SHARED}/kernel": Part((g * k, width), (None, "bottleneck"), _uniform(g * k)),
+        f"{_SHARED}/kernel": Part((g * k, width), (None, "bottleneck"), uniform(g * k)),
         f"{_SHARED}/bias": Part((width,), ("bottleneck",), zeros()),
     }
     for path, slot in chosen.items():
@@ -89,7 +89,7 @@ def _network(chosen: Mapping[str, Any], length: int, width: int) -> dict[str, Pa
         *lead_axes, g_axis, k_axis = slot.axes
         outputs, output_axes = (2, g, k), (None, g_axis, k_axis)
         shape, axes = (*lead, width, *outputs), (*lead_axes, "bottleneck", *output_axes)
-        parts[f"{path}/kernel"] = Part(shape, axes, _uniform(width))
+        parts[f"{path}/kernel"] = Part(shape, axes, uniform(width))
         parts[f"{path}/bias"] = Part((*lead, *outputs), (*lead_axes, *output_axes), zeros())
     return parts
 
@@ -99,8 +99,3 @@ def _made(hidden_PW: jax.Array, kernel: jax.Array, bias: jax.Array) -> leaf.Pref
     both = jnp.einsum("pw,...wcgk->c...pgk", hidden_PW, kernel, precision=lax.Precision.HIGHEST)
     keys, values = both + jnp.moveaxis(bias, -3, 0)[..., None, :, :]
     return leaf.Prefix(keys, values)
-
-
-def _uniform(fan_in: int) -> Any:
-    bound = fan_in**-0.5
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)

@@ -9,7 +9,7 @@ from adaptlab import leaf, tree
 from adaptlab.adapt.lora import Init
 from adaptlab.rng import stream_id
 
-__all__ = ["Part", "below", "bind_slots", "choose_slots", "init_parts", "normal", "part_axes"]
+__all__ = ["Part", "below", "bind_slots", "choose_slots", "init_parts", "normal", "part_axes", "uniform"]
 
 
 class Part(NamedTuple):
@@ -34,6 +34,12 @@ def part_axes(parts: Mapping[str, Part]) -> Any:
 def normal(deviation: float = 1.0) -> Init:
     """Return an initialiser of normal noise."""
     return lambda key, shape: deviation * jax.random.normal(key, shape)
+
+
+def uniform(fan_in: int) -> Init:
+    """Return an initialiser U(-1/√fan_in, 1/√fan_in)."""
+    bound = fan_in**-0.5
+    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def choose_slots(slots: Mapping[str, Any], kind: str, select: str | Sequence[str], factory: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adaptlab import leaf, tree
-from adaptlab.adapt import bottleneck, materialize
+from adaptlab.adapt import bottleneck, compacter, materialize
 from adaptlab.models import Slot
 from tests.laws.table import MODELS, scattered
 
@@ -113,3 +113,34 @@ def test_a_kronecker_sum_is_the_matrix_it_stands_for():
     np.testing.assert_allclose(leaf.dot(x, node), x @ w, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(leaf.dot(z, node, transpose=True), z @ w.T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(leaf.take(node, jnp.asarray([4, 0]), jnp.float32), w[[4, 0]], rtol=1e-5, atol=1e-5)
+
+
+def test_a_compacter_is_a_bottleneck_of_kronecker_sums_with_rules_in_common():
+    adaptation = compacter(4, terms=2, rank=1, activation="tanh", scale=1.5, slots=SLOTS)
+    delta = scattered(adaptation.init(KEY, BASE), 1)
+    rules, own = (jax.tree.map(np.asarray, x) for x in (delta["compacter"]["rules"], delta["layers"]))
+    y = np.random.default_rng(0).normal(size=(3, 6)).astype(np.float32)
+    for path in ("attention_adapter", "feed_forward_adapter"):
+        d = own[path]
+        down, up = (
+            np.sum([np.kron(rules[n], d[f"{end}_left"][1][n] @ d[f"{end}_right"][1][n]) for n in range(2)], axis=0)
+            for end in ("down", "up")
+        )
+        wanted = y + 1.5 * (np.tanh(y @ down + d["down_bias"][1]) @ up + d["up_bias"][1])
+        node = jax.tree.map(lambda z: z[1], adaptation.bind(BASE, delta)["layers"][path])
+        np.testing.assert_allclose(node(jnp.asarray(y), jnp.asarray(y)), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_compacters_first_matrices_have_the_variance_of_a_bottlenecks():
+    slots = {"adapter": Slot("residual", (128,), ("embed",))}
+    delta = compacter(64, terms=4, rank=2, select=".*", slots=slots).init(KEY, {})
+    own = delta["adapter"]
+    down = leaf.KroneckerSum(delta["compacter"]["rules"], own["down_left"], own["down_right"])
+    wanted = bottleneck(64, select=".*", slots=slots).init(KEY, {})["adapter"]["down"]
+    np.testing.assert_allclose(np.std(leaf.dense(down)), np.std(wanted), rtol=0.3)
+    assert not np.any(own["up_right"])
+
+
+def test_terms_must_divide_the_widths():
+    with pytest.raises(ValueError, match=r"terms=4 and rank=1 must .* divide width=64 and the model's \{6\}"):
+        compacter(64, terms=4, slots=SLOTS)

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from adaptlab.adapt import bottleneck, ia3, p_tuning, prefix, prompt
+from adaptlab.adapt import bottleneck, compacter, ia3, p_tuning, prefix, prompt
 
 Shapes = dict[str, tuple[int, ...]]
 R, P, W = 2, 3, 5
@@ -23,6 +23,12 @@ def bottlenecks(slots_a_layer: int) -> Any:
         return slots_a_layer * depth * (2 * d * R + R + d)
 
     return count
+
+
+def compact_bottlenecks(shapes: Shapes) -> int:
+    """N³ once, and L · (2 R (D + W) + W + D) a slot."""
+    depth, d = shapes["layers/attention_norm/scale"]
+    return 2**3 + 2 * depth * (2 * R * (d + 6) + 6 + d)
 
 
 def scaled_ends(shapes: Shapes) -> int:
@@ -84,6 +90,12 @@ def rows(row: Any) -> dict[str, Any]:
         "parallel_adapter": row(
             lambda m, alpha: bottleneck(R, placement="parallel", activation="relu", scale=alpha, slots=m.model.slots()),
             bottlenecks(1),
+            hears_alpha=True,
+            **SLOTTED,
+        ),
+        "compacter": row(
+            lambda m, alpha: compacter(6, terms=2, rank=R, scale=alpha, slots=m.model.slots()),
+            compact_bottlenecks,
             hears_alpha=True,
             **SLOTTED,
         ),
