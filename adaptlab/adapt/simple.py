@@ -17,9 +17,22 @@ def full() -> Adaptation:
     """Full fine-tuning: delta is the adapted weights themselves, starting as a copy of the base.
 
     Trains every parameter: count(delta) = count(base).
+
+    Raises:
+      ValueError: when bound to a base with quantised weights, whose codes are integers and cannot train.
     """
+
+    def init(key: jax.Array, base: Any) -> Any:
+        flat = tree.flatten(base, leaf.is_node)
+        if codes := [path for path, w in flat.items() if leaf.is_quantized(w)]:
+            raise ValueError(
+                f"full() cannot train {codes}: they are quantised. Train beside them with lora(), or open the base as "
+                f"it is (base.quantize=null); quantization_aware() trains float weights for a quantised use."
+            )
+        return jax.tree.map(jnp.copy, base)
+
     return Adaptation(
-        init=lambda key, base: jax.tree.map(jnp.copy, base),
+        init=init,
         bind=lambda base, delta: delta,
         axes=lambda base_axes: base_axes,
     )

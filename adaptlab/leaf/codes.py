@@ -91,7 +91,7 @@ def encode(x: Any, code: str) -> Any:
     return table[magnitude] + negative.astype(np.uint8) * np.uint8(8)
 
 
-def decode(codes: jax.Array, code: str) -> jax.Array:
+def decode(codes: Any, code: str) -> jax.Array:
     """Return what codes stand for, float32."""
     if code == "int8":
         return codes.astype(jnp.float32) / 127
@@ -120,6 +120,6 @@ def pack(codes: Any) -> Any:
     return codes[..., ::2] << 4 | codes[..., 1::2]
 
 
-def unpack(packed: jax.Array) -> jax.Array:
+def unpack(packed: Any) -> jax.Array:
     """Undo `pack`."""
     return jnp.stack([packed >> 4, packed & 15], axis=-1).reshape(*packed.shape[:-1], -1)

@@ -3,10 +3,11 @@
 from adaptlab.models.bert import BertShape, bert, bert_classifier
 from adaptlab.models.gpt2 import GPT2Shape, gpt2
 from adaptlab.models.llama import LlamaShape, llama
-from adaptlab.models.losses import cross_entropy, language_modelling
+from adaptlab.models.losses import classification, cross_entropy, language_modelling
 from adaptlab.models.mlp import mlp
 from adaptlab.models.model import Model, Pretrained, Slot
 from adaptlab.models.pretrained import pretrained, save_hf
+from adaptlab.models.quantize import Quantization, quantize, quantized
 from adaptlab.models.stack import REMAT_POLICIES
 
 __all__ = [
@@ -16,14 +17,18 @@ __all__ = [
     "LlamaShape",
     "Model",
     "Pretrained",
+    "Quantization",
     "Slot",
     "bert",
     "bert_classifier",
+    "classification",
     "cross_entropy",
     "gpt2",
     "language_modelling",
     "llama",
     "mlp",
     "pretrained",
+    "quantize",
+    "quantized",
     "save_hf",
 ]

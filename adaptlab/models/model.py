@@ -1,6 +1,6 @@
 """What every model is to the other rooms."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 __all__ = ["Model", "Pretrained", "Slot"]
@@ -51,8 +51,10 @@ class Pretrained(NamedTuple):
       name: what the model is called in tables.
       model: its functions.
       load: `() -> params`, NumPy arrays, read and checked tensor by tensor.
-      fingerprint: SHA-256 of the weight files, in hexadecimal.
+      fingerprint: SHA-256 of the weight files, in hexadecimal; of a quantised base, of its rounded weights.
       context: the longest sequence, in tokens, it was trained on.
+      stored: `path -> weight node` with the quantised blocks that the file has, or None.
+      quantized: how it was quantised, and "of" what: the fingerprint of the weight files; None if it was not.
     """
 
     name: str
@@ -60,3 +62,5 @@ class Pretrained(NamedTuple):
     load: Callable[[], PyTree]
     fingerprint: str
     context: int
+    stored: Callable[[str], Any] | None = None
+    quantized: Mapping[str, Any] | None = None

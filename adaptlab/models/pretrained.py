@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from adaptlab.config import GIVEN
 from adaptlab.gguf import TensorInfo, load_gguf_header
 from adaptlab.models.bert_family import BERT
 from adaptlab.models.family import Family
+from adaptlab.models.gguf_blocks import deinterleave, raw_rows, stored_weight
 from adaptlab.models.gpt2_family import GPT2
 from adaptlab.models.llama_family import LLAMA
 from adaptlab.models.model import Model, Pretrained
@@ -35,12 +35,13 @@ _HEAD = "classifier/"
 
 
 class _Opened(NamedTuple):
-    """A file's model: `load(shapes)` reads the weights of these `{path: shape}`."""
+    """A file's model: `load(shapes)` reads the weights of these `{path: shape}`, `stored(path)` blocks as they are."""
 
     family: Family
     shape: Any
     context: int
     load: Callable[[dict[str, tuple[int, ...]]], Any]
+    stored: Callable[[str], Any] | None = None
 
 
 def pretrained(
@@ -83,7 +84,8 @@ def pretrained(
         head = jax.jit(lambda key: model.init(key)["classifier"])(key_for(head_seed, "head"))
         return params | {"classifier": jax.tree.map(np.asarray, head)}
 
-    return Pretrained(name or source.name, model, load, source.sha256 or _fingerprint(path), opened.context)
+    fingerprint = source.sha256 or _fingerprint(path)
+    return Pretrained(name or source.name, model, load, fingerprint, opened.context, opened.stored)
 
 
 def _model(opened: _Opened, pooling: str | None, classes: int | None, path: Path, **options: Any) -> Model:
@@ -168,28 +170,23 @@ def _open_gguf(path: Path) -> _Opened:
 
         def read(name: str, entry: Entry) -> np.ndarray:
             array = _dequantise(data, tensors[name])
-            return _deinterleave(array, entry.rotary_heads) if entry.rotary_heads else array
+            return deinterleave(array, entry.rotary_heads) if entry.rotary_heads else array
 
         return assemble(family.entries(shape), lambda e: e.gguf, shapes, found, read, str(path))
 
-    return _Opened(family, shape, header(f"{family.name}.context_length"), load)
+    def stored(path_: str) -> Any:
+        entry = next(entry for entry in family.entries(shape) if entry.path == path_)
+        names = [entry.gguf.format(i) for i in range(header(f"{family.name}.block_count"))]
+        return stored_weight(np.memmap(path, np.uint8, "r"), tensors, entry, list(dict.fromkeys(names)))
+
+    return _Opened(family, shape, header(f"{family.name}.context_length"), load, stored)
 
 
 def _dequantise(data: np.ndarray, tensor: TensorInfo) -> np.ndarray:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     kind = GGMLQuantizationType(tensor.type)
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    row_bytes = tensor.shape[-1] // block * block_bytes
-    rows = math.prod(tensor.shape[:-1])
-    raw = data[tensor.start : tensor.start + rows * row_bytes].reshape(*tensor.shape[:-1], row_bytes)
-    return dequantize(raw, kind)
-
-
-def _deinterleave(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Undo llama.cpp's order of rotary rows, (0, K/2, 1, K/2+1, …) within each head."""
-    pairs = rows.reshape(heads, -1, 2, rows.shape[-1])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+    return dequantize(raw_rows(data, tensor, *GGML_QUANT_SIZES[kind]), kind)
 
 
 # Hugging Face ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from adaptlab import config, data, measure, models, shard
+from adaptlab import config, data, leaf, measure, models, shard
 from adaptlab.study.settings import Training
 
 __all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "sharing"]
@@ -64,11 +64,30 @@ class Lab(NamedTuple):
 
 
 def open_base(base: Mapping[str, Any], mesh: jax.sharding.Mesh) -> tuple[models.Pretrained, shard.Placement, Any]:
-    """Open a base and put its weights on the mesh."""
+    """Open a base and put its weights on the mesh, quantised on the host before if its config says so.
+
+    Raises:
+      ConfigError: `base.quantize` says what its schemes do not have.
+    """
+    how = _quantization(base)
     pretrained = config.instantiate(base["model"])
+    pretrained, params = (pretrained, pretrained.load()) if how is None else models.quantized(pretrained, how)
     placement = shard.Placement(mesh, pretrained.model.axes())
-    params = pretrained.load()
-    return pretrained, placement, shard.place(params, placement.shardings(placement.axes, params))
+    axes = leaf.array_axes(placement.axes, params)
+    return pretrained, placement, shard.place(params, placement.shardings(axes, params))
+
+
+def _quantization(base: Mapping[str, Any]) -> models.Quantization | None:
+    asked = base.get("quantize")
+    if asked is None:
+        return None
+    node = {"scheme": asked} if isinstance(asked, str) else asked
+    return models.Quantization(**config.validate(node, "base.quantize", models.Quantization))
+
+
+def _origin(pretrained: models.Pretrained) -> dict[str, Any]:
+    said = {"name": pretrained.name, "sha256": pretrained.fingerprint}
+    return said if pretrained.quantized is None else said | {"quantized": dict(pretrained.quantized)}
 
 
 _SHARED: ContextVar[Mapping[str, Lab]] = ContextVar("labs", default={})  # noqa: B039 (never changed)
@@ -141,7 +160,7 @@ def load_lab(settings: Mapping[str, Any]) -> Lab:
             batch_size=training.batch_size, length=training.length, rows=len(goal.train.tokens)
         ),
         provenance={
-            "base": {"name": pretrained.name, "sha256": pretrained.fingerprint},
+            "base": _origin(pretrained),
             "corpora": {name: d.provenance for name, d in {goal.name: goal, **kept}.items()},
         },
         base=base,

@@ -2,13 +2,14 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from adaptlab import config, tree
+from adaptlab.adapt import prepared
 from adaptlab.optim.group_table import group_table
 from adaptlab.study.bases import open_moments
 from adaptlab.study.lab import Lab
@@ -78,6 +79,8 @@ def plan(lab: Lab, members: Sequence[Member]) -> None:
     for member in members:
         if member.skeleton["carry"] and lab.base.get("optimizer") is None:
             open_moments(lab.base)  # says what to do
+    if lab.base.get("quantize"):
+        _refuse_untrainable(lab, {member.program: member for member in members}.values())
     skeletons = {member.program: member.skeleton for member in members}
     text = f"{len(members)} runs are {len(skeletons)} program{'s' if len(skeletons) > 1 else ''}"
     log.info("%s%s", text, _split_by(list(skeletons.values())))
@@ -87,6 +90,19 @@ def plan(lab: Lab, members: Sequence[Member]) -> None:
         vary += ["seed"] if len({m.seed for m in group}) > 1 else []
         methods = ", ".join(dict.fromkeys(m.method for m in group))
         log.info("  %s: %d runs%s", methods, len(group), f" that differ in {', '.join(vary)}" if vary else "")
+
+
+def _refuse_untrainable(lab: Lab, members: Iterable[Member]) -> None:
+    """Raise for methods that would train weights of few bits, before the first of all has begun."""
+    model = lab.pretrained.model
+    for member in members:
+        adaptation = config.instantiate(member.adapt, fresh=model.init, slots=model.slots())
+        try:
+            jax.eval_shape(lambda base, a=adaptation: a.init(jax.random.key(0), prepared(a, base)), lab.params)
+        except ValueError as error:
+            raise config.ConfigError(
+                f"methods.{member.method} does not go with base.quantize={lab.base['quantize']!r}: {error}"
+            ) from error
 
 
 def _split_by(skeletons: list[Mapping[str, Any]]) -> str:

@@ -21,12 +21,15 @@ class Base:
       weights: the source both read.
       optimizer: the source of the optimiser's state it was trained with, see `adaptlab.study.open_moments`; null if
         that is not known.
+      quantize: rounds its weights to few bits as they are loaded: a scheme, e.g. nf4 or stored, or a mapping of the
+        arguments of `adaptlab.models.Quantization`; null leaves them as they are.
     """
 
     model: Call
     tokenizer: Call
     weights: Call
     optimizer: Call | None = None
+    quantize: str | dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
