@@ -1,6 +1,7 @@
 """The weight nodes, and the few functions that read whatever stands where a model has a weight."""
 
 from adaptlab.leaf.adapters import ACTIVATIONS, Bottleneck, Fusion, KroneckerSum
+from adaptlab.leaf.choice import Choice
 from adaptlab.leaf.decomposed import Decomposed, column_norms
 from adaptlab.leaf.low_rank import Factored, LowRank
 from adaptlab.leaf.prefix import Prefix, Prompt
@@ -15,6 +16,7 @@ __all__ = [
     "Added",
     "Affine",
     "Bottleneck",
+    "Choice",
     "Decomposed",
     "Factored",
     "Fusion",

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptlab import tree
+from adaptlab import config, tree
 from adaptlab.adapt import full, lora, materialize, merge, selected
+from scripts.merge import Merging
+from scripts.merge import merge as merge_saved
 from tests.laws.table import scattered
 
 BASE = scattered({"q": {"kernel": jnp.zeros((2, 6, 4))}, "k": {"kernel": jnp.zeros((2, 6, 4))}, "b": jnp.zeros(3)}, 0)
@@ -138,3 +140,30 @@ def test_what_does_not_fit_is_named():
         merge.merge_weights(merge.average(), BASE, [models(1)[0], odd])
     with pytest.raises(ValueError, match="density=0 is not above 0"):
         merge.dare(density=0)
+
+
+def job(*overrides: str) -> Merging:
+    node = config.compose("merge", ["deltas=[a.safetensors,b.safetensors]", "out=c.safetensors", *overrides])
+    return Merging(**config.validate(node, schema=Merging))
+
+
+@pytest.mark.parametrize("method", ["average", "task_arithmetic", "ties", "dare"])
+def test_every_method_is_one_word_of_a_command(method: str):
+    assert isinstance(config.instantiate(job(f"method={method}").method), merge.Merge)
+
+
+def test_a_method_below_another_is_chosen_by_its_word():
+    assert job("method=dare", "method@method.merge=ties").method["merge"]["_target_"].endswith(".ties")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["weights=[1.0]"], r"weights=\[1.0\] for 2 deltas: give deltas, and one weight for each"),
+        (["method=ties", "space=factors"], "ties is not a weighted sum: choose space=weights"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_merged_is_said_before_anything_is_read(overrides: list[str], message: str):
+    with pytest.raises(config.ConfigError, match=message):
+        merge_saved(job(*overrides))
