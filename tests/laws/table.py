@@ -16,6 +16,7 @@ import pytest
 from adaptlab import tree
 from adaptlab.adapt import (
     Adaptation,
+    adalora,
     bitfit,
     chain,
     diff_pruning,
@@ -33,7 +34,7 @@ from adaptlab.adapt import (
 from adaptlab.data import Batch
 from adaptlab.models import LlamaShape, Model, cross_entropy, language_modelling, llama, mlp
 from adaptlab.stats import Mean
-from tests.laws import slots
+from tests.laws import encoders, slots
 
 ROWS, LENGTH, VOCABULARY, RANK = 8, 6, 32, 2
 
@@ -137,6 +138,7 @@ MODELS = {
     "llama_tied": text_row(kv_heads=4, tied=True),
     "llama_untied_gqa": text_row(kv_heads=2, tied=False),
     "mlp": pairs_row(6, 10, 8, 4),
+    **encoders.rows(ModelRow, text_batch, ROWS, LENGTH, VOCABULARY),
 }
 
 
@@ -199,6 +201,11 @@ ADAPTATIONS = {
         lambda shapes: outputs(shapes, BODY, more=5),
         hears_alpha=True,
     ),
+    "adalora": AdaptationRow(
+        lambda m, alpha: adalora(RANK, alpha=alpha, select=m.matrices),
+        lambda shapes: low_rank(shapes, BODY) + outputs(shapes, BODY, more=RANK) - outputs(shapes, BODY),
+        hears_alpha=True,
+    ),
     "lora_embedding": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=[m.matrices, m.embedding or ""]),
         lambda shapes: low_rank(shapes, (*BODY, "embed/")),
@@ -242,13 +249,14 @@ ADAPTATIONS = {
     ),
 }
 
-ADAPTATIONS |= slots.rows(AdaptationRow)
+ADAPTATIONS |= slots.rows(AdaptationRow) | encoders.adaptations(AdaptationRow)
 
 
 REPEATED = {
     *(("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")),
     *(("llama_untied_gqa", name) for name in ("lora_rank_stabilised", "lora_some", "lora_embedding")),
     *(("llama_untied_gqa", name) for name in ("pissa", "dora", "dora_detached", "vera", "adalora", "random_subspace")),
+    *encoders.repeated(ADAPTATIONS),
 }
 """Cells that run with `slow` only: the two Llamas differ in their heads alone, and these LoRAs in a number or a pattern
 from one that runs on them; the multilayer perceptron runs them all."""
