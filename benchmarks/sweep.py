@@ -38,7 +38,8 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptlab import config, data, tree
-from adaptlab.models.weights import llama_entries
+from adaptlab.models import LlamaShape
+from adaptlab.models.llama_family import LLAMA
 from adaptlab.rng import key_for
 from adaptlab.study.lab import open_lab
 from experiments.lr_schedule import Study
@@ -152,7 +153,7 @@ def export(overrides: list[str], seeds: int, path: Path) -> dict[str, Any]:
 def _peft_names(delta: dict[str, Any]) -> dict[str, np.ndarray]:
     """The A of every adapted matrix, by the name of PEFT's parameter."""
     found = {}
-    for entry in llama_entries(heads=1, kv_heads=1, tied=True):
+    for entry in LLAMA.entries(LlamaShape(1, 1, 1, 1, 1, 2, 1)):  # names of tensors do not depend on sizes
         for layer, a in enumerate(np.asarray(delta.get(f"{entry.path}/a", ()))):
             module = entry.hf.format(layer).removesuffix(".weight")
             found[f"base_model.model.{module}.lora_A.default.weight"] = a.T.copy()
