@@ -88,11 +88,18 @@ def labelled_folder(
       name: the corpus's name.
       pattern: which files, as in `Path.glob`.
       fraction: the share of texts that is held out, chosen by their content (see `adaptlab.data.split`).
-      encoding: the files' encoding.
+      encoding: files in any other encoding are left out, and counted in the log.
     """
     folder = source.fetch()
     files = sorted(folder.glob(pattern), key=lambda file: file.relative_to(folder).as_posix())
-    pairs = [(file.read_bytes().decode(encoding), file.parent.name) for file in files if file.is_file()]
+    pairs, undecodable = [], []
+    for file in filter(Path.is_file, files):
+        try:
+            pairs.append((file.read_bytes().decode(encoding), file.parent.name))
+        except UnicodeDecodeError:
+            undecodable.append(file)
+    if undecodable:
+        log.info("%s: %d files are not %s, such as %s", name, len(undecodable), encoding, undecodable[0])
     origin = {**source.origin, "pattern": pattern, "fraction": fraction}
     return make_labelled(name, pairs, None, fraction, licence=source.licence, origin=origin)
 
