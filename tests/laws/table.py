@@ -28,11 +28,21 @@ from adaptlab.adapt import (
     lora,
     partition,
     pissa,
+    random_subspace,
     selected,
     vera,
 )
 from adaptlab.data import Batch
-from adaptlab.models import LlamaShape, Model, cross_entropy, language_modelling, llama, mlp
+from adaptlab.models import (
+    LlamaShape,
+    Model,
+    Quantization,
+    cross_entropy,
+    language_modelling,
+    llama,
+    mlp,
+    quantize,
+)
 from adaptlab.stats import Mean
 from tests.laws import encoders, slots
 
@@ -67,6 +77,7 @@ class AdaptationRow(NamedTuple):
     not_a_gradient: str = ""  # why what trains is not the gradient of the loss: skips the law of the Hessian
     not_an_array: str = ""  # why it cannot be merged: skips those laws
     only: tuple[str, ...] = ()
+    base: Callable[[ModelRow, Any], Any] = lambda m, base: base  # what of the model's weights it adapts
 
 
 class Pairs(NamedTuple):
@@ -167,6 +178,11 @@ def below(shapes: dict[str, tuple[int, ...]], prefix: str | tuple[str, ...]) -> 
     return every({path: shape for path, shape in shapes.items() if path.startswith(prefix)})
 
 
+def in_four_bits(m: ModelRow, base: Any) -> Any:
+    """The base with its matrices in doubly quantised nf4; blocks of 2 fit all sizes."""
+    return on_device(quantize(base, Quantization("nf4", select=m.matrices, block=2)))
+
+
 def vectors(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for path, shape in shapes.items() if not path.endswith(MATRIX))
 
@@ -202,9 +218,18 @@ ADAPTATIONS = {
         hears_alpha=True,
     ),
     "adalora": AdaptationRow(
-        lambda m, alpha: adalora(RANK, alpha=alpha, select=m.matrices),
+        lambda m, alpha: adalora(RANK, alpha=alpha, select=m.matrices, stddev=0.5),
         lambda shapes: low_rank(shapes, BODY) + outputs(shapes, BODY, more=RANK) - outputs(shapes, BODY),
         hears_alpha=True,
+    ),
+    "qlora": AdaptationRow(
+        lambda m, alpha: lora(RANK, alpha=alpha, select=m.matrices),
+        lambda shapes: low_rank(shapes, BODY),
+        only=("llama_untied_gqa", "mlp"),
+        base=in_four_bits,
+    ),
+    "random_subspace": AdaptationRow(
+        lambda m, alpha: random_subspace(11, select=m.matrices, structure_aware=True), lambda shapes: 11
     ),
     "lora_embedding": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=[m.matrices, m.embedding or ""]),
@@ -293,4 +318,5 @@ def cases() -> Iterator[Any]:
         for name, adaptation in ADAPTATIONS.items():
             if (model.embedding or not adaptation.needs_embedding) and model_name in (adaptation.only or MODELS):
                 marks = [pytest.mark.slow] if (model_name, name) in REPEATED else []
-                yield pytest.param(Case(model, adaptation, base, base), id=f"{name}-{model_name}", marks=marks)
+                plain = adaptation.base(model, base)
+                yield pytest.param(Case(model, adaptation, plain, plain), id=f"{name}-{model_name}", marks=marks)
