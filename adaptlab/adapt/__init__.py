@@ -15,13 +15,17 @@ from adaptlab.adapt.p_tuning import p_tuning
 from adaptlab.adapt.pissa import pissa
 from adaptlab.adapt.prefix import prefix
 from adaptlab.adapt.prompt import prompt
+from adaptlab.adapt.random_subspace import random_subspace
 from adaptlab.adapt.selective import anchors, bitfit, freeze_below, layer_norm, linear_probe, selected
 from adaptlab.adapt.simple import frozen, full, partition, scratch
 from adaptlab.adapt.tenants import stack_adapters, tenants
+from adaptlab.adapt.textual_inversion import textual_inversion
 from adaptlab.adapt.vera import vera
+from adaptlab.adapt.weighted import Share, loaded, share, weighted
 
 __all__ = [
     "Adaptation",
+    "Share",
     "adalora",
     "anchors",
     "as_lora",
@@ -41,6 +45,7 @@ __all__ = [
     "layer_norm",
     "linear_probe",
     "load_delta",
+    "loaded",
     "lora",
     "magnitude_pruned",
     "materialize",
@@ -52,11 +57,15 @@ __all__ = [
     "prefix",
     "prepared",
     "prompt",
+    "random_subspace",
     "save_delta",
     "scratch",
     "selected",
+    "share",
     "stack_adapters",
     "tenants",
+    "textual_inversion",
     "vera",
+    "weighted",
     "zeros",
 ]

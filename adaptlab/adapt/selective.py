@@ -143,10 +143,11 @@ def anchors(base: Any, delta: Any) -> Any:
             # Below a weight's own path stand the arrays of an adaptation.
             inside = any(rest.startswith(f"{weight}/") for weight in flat)
             above, _, rest = ("", "", "") if inside else rest.partition("/")
-        if not rest or leaf.is_node(flat[rest]):
+        if not rest:
             return jnp.zeros_like(x)
         cut = _RANGE.fullmatch(above)
-        return flat[rest][slice(*(int(n) if n else None for n in cut.groups()))] if cut else flat[rest]
+        start = leaf.dense(flat[rest])
+        return start[slice(*(int(n) if n else None for n in cut.groups()))] if cut else start
 
     return tree.map_with_path(anchor, delta)
 

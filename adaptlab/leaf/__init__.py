@@ -3,11 +3,14 @@
 from adaptlab.leaf.adapters import ACTIVATIONS, Bottleneck, Fusion, KroneckerSum
 from adaptlab.leaf.choice import Choice
 from adaptlab.leaf.decomposed import Decomposed, column_norms
+from adaptlab.leaf.held import Blend, Held
 from adaptlab.leaf.low_rank import Factored, LowRank
 from adaptlab.leaf.prefix import Prefix, Prompt
 from adaptlab.leaf.quantized import Affine, Quantized, Scales, array_axes, is_quantized, quantize
+from adaptlab.leaf.rows import Rows
 from adaptlab.leaf.scaled import Scaled
 from adaptlab.leaf.sparse import Added, SparseDelta
+from adaptlab.leaf.subspace import Projected, fastfood
 from adaptlab.leaf.vera import VectorScaled
 from adaptlab.leaf.weight import Weight, dense, dot, is_node, node, product, take
 
@@ -15,16 +18,20 @@ __all__ = [
     "ACTIVATIONS",
     "Added",
     "Affine",
+    "Blend",
     "Bottleneck",
     "Choice",
     "Decomposed",
     "Factored",
     "Fusion",
+    "Held",
     "KroneckerSum",
     "LowRank",
     "Prefix",
+    "Projected",
     "Prompt",
     "Quantized",
+    "Rows",
     "Scaled",
     "Scales",
     "SparseDelta",
@@ -34,6 +41,7 @@ __all__ = [
     "column_norms",
     "dense",
     "dot",
+    "fastfood",
     "is_node",
     "is_quantized",
     "node",

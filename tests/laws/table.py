@@ -30,6 +30,8 @@ from adaptlab.adapt import (
     pissa,
     random_subspace,
     selected,
+    share,
+    weighted,
     vera,
 )
 from adaptlab.data import Batch
@@ -180,7 +182,7 @@ def below(shapes: dict[str, tuple[int, ...]], prefix: str | tuple[str, ...]) -> 
 
 def in_four_bits(m: ModelRow, base: Any) -> Any:
     """The base with its matrices in doubly quantised nf4; blocks of 2 fit all sizes."""
-    return on_device(quantize(base, Quantization("nf4", select=m.matrices, block=2)))
+    return on_device(quantize(jax.device_get(base), Quantization("nf4", select=m.matrices, block=2)))
 
 
 def vectors(shapes: dict[str, tuple[int, ...]]) -> int:
@@ -260,6 +262,17 @@ ADAPTATIONS = {
             [selected(m.vectors), lora(RANK, alpha=alpha, select=m.matrices), lora(1, select=m.some_matrices)]
         ),
         lambda shapes: vectors(shapes) + low_rank(shapes, BODY) + low_rank(shapes, SOME, rank=1),
+        only=("llama_tied", "mlp"),
+    ),
+    "weighted": AdaptationRow(
+        lambda m, alpha: weighted(
+            {
+                "first": share(lora(RANK, select=m.matrices), weight=alpha / 6),
+                "second": lora(1, select=m.some_matrices),
+                "third": share(selected(m.vectors), weight=0.5),
+            }
+        ),
+        lambda shapes: low_rank(shapes, BODY) + low_rank(shapes, SOME, rank=1) + vectors(shapes),
         only=("llama_tied", "mlp"),
     ),
     "diff_pruning": AdaptationRow(
