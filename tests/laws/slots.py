@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from adaptlab.adapt import bottleneck, compacter, ia3, p_tuning, prefix, prompt
+from adaptlab.adapt import bottleneck, compacter, ia3, p_tuning, prefix, prompt, textual_inversion
 
 Shapes = dict[str, tuple[int, ...]]
 R, P, W = 2, 3, 5
@@ -109,5 +109,8 @@ def rows(row: Any) -> dict[str, Any]:
             lambda m, alpha: p_tuning(P, width=W, encoder="lstm", layers=1, slots=m.model.slots()),
             recurrent_prompts,
             **FRONT,
+        ),
+        "textual_inversion": row(
+            lambda m, alpha: textual_inversion(range(1, 1 + P)), prompts, only=("llama_tied", *LLAMA)
         ),
     }
