@@ -31,8 +31,8 @@ from adaptlab.adapt import (
     random_subspace,
     selected,
     share,
-    weighted,
     vera,
+    weighted,
 )
 from adaptlab.data import Batch
 from adaptlab.models import (
