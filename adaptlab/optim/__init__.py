@@ -1,6 +1,7 @@
 """Optimisers and schedules: Optax transforms, nothing else."""
 
 from adaptlab.optim.adafactor import adafactor
+from adaptlab.optim.adalora import adalora, allocate_ranks
 from adaptlab.optim.carry import carry, load_moments, save_moments
 from adaptlab.optim.cycles import (
     cosine_restarts,
@@ -29,7 +30,9 @@ from adaptlab.optim.schedules import (
 __all__ = [
     "Schedule",
     "adafactor",
+    "adalora",
     "adamw",
+    "allocate_ranks",
     "averages",
     "carry",
     "constant",
