@@ -11,7 +11,17 @@ from adaptlab import tree
 from adaptlab.config import Traced
 from adaptlab.optim.groups import Groups
 
-__all__ = ["Group", "by_pattern", "combine", "everywhere", "first_update", "group", "is_vector", "no_decay"]
+__all__ = [
+    "Group",
+    "by_pattern",
+    "combine",
+    "everywhere",
+    "first_update",
+    "group",
+    "is_vector",
+    "lora_plus",
+    "no_decay",
+]
 
 PyTree = Any
 
@@ -103,6 +113,27 @@ def no_decay(select: str | Sequence[str] | None = None) -> Groups:
         return tree.map_with_path(lambda path, _: np.asarray(float(path not in spared), np.float32), delta)
 
     return everywhere()._replace(decay=decay)
+
+
+def lora_plus(ratio: Traced = 16.0, *, select: str | Sequence[str] = ".*/b") -> Groups:
+    """Let LoRA's B learn `ratio` times as fast as the rest (LoRA+, arXiv:2402.12354, alg. 1).
+
+    The optimiser's learning rate is A's. At a large width D, A and B both learn efficiently only if the ratio grows
+    with D (th. 1); the paper's experiments use 16.
+
+    Args:
+      ratio: λ of the paper, η_B / η_A.
+      select: patterns of the B's whole paths.
+
+    Raises:
+      ValueError: when resolved on a delta, if a pattern matches nothing.
+    """
+
+    def rate(delta: PyTree) -> PyTree:
+        owner = tree.select(tree.flatten(delta), select)
+        return tree.map_with_path(lambda path, _: _array(1.0 if owner[path] is None else ratio), delta)
+
+    return everywhere()._replace(rate=rate)
 
 
 def combine(parts: Mapping[str, Groups] | Sequence[Groups]) -> Groups:
