@@ -21,6 +21,7 @@ from adaptlab.adapt import (
     chain,
     diff_pruning,
     dora,
+    fisher_masked,
     freeze_below,
     frozen,
     full,
@@ -185,6 +186,12 @@ def in_four_bits(m: ModelRow, base: Any) -> Any:
     return on_device(quantize(jax.device_get(base), Quantization("nf4", select=m.matrices, block=2)))
 
 
+def every_third(model: Model) -> Any:
+    """A mask that chooses unequally many places of two layers: no layer is full of them."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda x: np.arange(0, math.prod(x.shape), 3, dtype=np.int32), shapes)
+
+
 def vectors(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(math.prod(shape) for path, shape in shapes.items() if not path.endswith(MATRIX))
 
@@ -273,6 +280,11 @@ ADAPTATIONS = {
             }
         ),
         lambda shapes: low_rank(shapes, BODY) + low_rank(shapes, SOME, rank=1) + vectors(shapes),
+        only=("llama_tied", "mlp"),
+    ),
+    "fisher_masked": AdaptationRow(
+        lambda m, alpha: fisher_masked(every_third(m.model)),
+        lambda shapes: sum(-(-math.prod(shape) // 3) for shape in shapes.values()),
         only=("llama_tied", "mlp"),
     ),
     "diff_pruning": AdaptationRow(
