@@ -9,6 +9,8 @@ from adaptlab.adapt.compose import chain
 from adaptlab.adapt.diff_pruning import diff_pruning, expected_l0, l0, magnitude_pruned
 from adaptlab.adapt.dora import dora
 from adaptlab.adapt.files import load_delta, save_delta
+from adaptlab.adapt.fisher_masked import fisher_mask, fisher_masked, load_mask, save_mask
+from adaptlab.adapt.fusion import fusion
 from adaptlab.adapt.ia3 import ia3
 from adaptlab.adapt.lora import as_lora, fan_in_uniform, lora, zeros
 from adaptlab.adapt.p_tuning import p_tuning
@@ -37,14 +39,18 @@ __all__ = [
     "dora",
     "expected_l0",
     "fan_in_uniform",
+    "fisher_mask",
+    "fisher_masked",
     "freeze_below",
     "frozen",
     "full",
+    "fusion",
     "ia3",
     "l0",
     "layer_norm",
     "linear_probe",
     "load_delta",
+    "load_mask",
     "loaded",
     "lora",
     "magnitude_pruned",
@@ -59,6 +65,7 @@ __all__ = [
     "prompt",
     "random_subspace",
     "save_delta",
+    "save_mask",
     "scratch",
     "selected",
     "share",

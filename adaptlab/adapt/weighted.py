@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from adaptlab import config, leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, prepared
+from adaptlab.adapt.constants import bare, held, hold
 from adaptlab.adapt.files import SavedDelta, load_delta
 from adaptlab.config import GIVEN, Traced
 
@@ -50,7 +51,7 @@ def weighted(adapters: Mapping[str, Adaptation | Share]) -> Adaptation:
         raise ValueError(f"weighted({list(shares)}): give at least one adapter, and names without '/'.")
 
     def each(base: Any, delta: Any, keys: Mapping[str, Any]) -> Any:
-        plain = _bare(base)
+        plain = bare(base)
         models = []
         for name, (adapter, weight) in shares.items():
             below, own = (base if adapter.prepare else plain), delta.get(name, {})
@@ -60,7 +61,7 @@ def weighted(adapters: Mapping[str, Adaptation | Share]) -> Adaptation:
 
     def init(key: jax.Array, base: Any) -> Any:
         keys = _keys(key, shares)
-        plain = _bare(base)
+        plain = bare(base)
         return {n: one.adapter.init(keys[n], base if one.adapter.prepare else plain) for n, one in shares.items()}
 
     def sample(base: Any, delta: Any, key: Any) -> Any:
@@ -137,14 +138,15 @@ def loaded(
     def prepare(base: Any) -> Any:
         flat = tree.flatten(base, leaf.is_node)
         first = next(iter(flat))
-        flat[first] = leaf.Held(flat[first], {saved.digest: jax.tree.map(jnp.asarray, saved.delta)})
+        flat[first] = hold(flat[first], saved.digest, saved.delta)
         return tree.unflatten(flat)
 
     def bind(base: Any, delta: Any) -> Any:
-        arrays = _held(base).get(saved.digest)
+        beside = [held(w) for w in tree.flatten(base, leaf.is_node).values()]
+        arrays = next((one[saved.digest] for one in beside if saved.digest in one), None)
         if arrays is None:
             raise ValueError(f"{path} is bound to a base that was not prepared for it; in a chain it must come first.")
-        return inner.bind(_bare(base), arrays)
+        return inner.bind(bare(base), arrays)
 
     return Adaptation(lambda key, base: {}, bind, lambda base_axes: {}, prepare=prepare)
 
@@ -154,23 +156,3 @@ def _read(path: str, changed: int) -> SavedDelta:
     """Read a delta once per version: factories are called in every trace."""
     del changed
     return load_delta(path)
-
-
-def _bare(base: Any) -> Any:
-    """The base without what is held beside its weights."""
-
-    def bare(_: str, w: Any) -> Any:
-        while isinstance(w, leaf.Held):
-            w = w.w
-        return w
-
-    return tree.map_with_path(bare, base, is_leaf=leaf.is_node)
-
-
-def _held(base: Any) -> dict[str, Any]:
-    """What is held, by digest."""
-    found: dict[str, Any] = {}
-    for w in tree.flatten(base, leaf.is_node).values():
-        while isinstance(w, leaf.Held):
-            found, w = {**w.arrays, **found}, w.w
-    return found
