@@ -2,30 +2,40 @@
 
 from adaptlab.report.claims import Claim, Verdict, claim, judge
 from adaptlab.report.curves import from_journals, load_curves, save_curves
+from adaptlab.report.labels import labels_table, print_labels, summarise_labels
 from adaptlab.report.passport import passport, surroundings
 from adaptlab.report.progress import progress
+from adaptlab.report.ranks import by_rank
 from adaptlab.report.sink import Sink, journal, null, read_journal, tee, truncate_journal
 from adaptlab.report.study import write_report
 from adaptlab.report.summary import summarise
 from adaptlab.report.table import print_results
+from adaptlab.report.updates import add_final, final_means, split_updates
 from adaptlab.report.wandb import wandb_sink
 
 __all__ = [
     "Claim",
     "Sink",
     "Verdict",
+    "add_final",
+    "by_rank",
     "claim",
+    "final_means",
     "from_journals",
     "journal",
     "judge",
+    "labels_table",
     "load_curves",
     "null",
     "passport",
+    "print_labels",
     "print_results",
     "progress",
     "read_journal",
     "save_curves",
+    "split_updates",
     "summarise",
+    "summarise_labels",
     "surroundings",
     "tee",
     "truncate_journal",
