@@ -1,9 +1,14 @@
 """The rows of the laws' table for what adds computation at slots, scales activations or trains tokens."""
 
+import functools
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
-from adaptlab.adapt import bottleneck, compacter, ia3, p_tuning, prefix, prompt, textual_inversion
+import jax
+
+from adaptlab.adapt import bottleneck, compacter, fusion, ia3, p_tuning, prefix, prompt, save_delta, textual_inversion
 
 Shapes = dict[str, tuple[int, ...]]
 R, P, W = 2, 3, 5
@@ -77,6 +82,25 @@ def recurrent_prompts(shapes: Shapes) -> int:
     return P * d + 2 * 4 * W * (d + W + 1) + (2 * W * 2 * W + 2 * W) + (2 * W * d + d)
 
 
+@functools.cache
+def saved_adapters(slots: tuple[tuple[str, Any], ...]) -> list[str]:
+    """Files of two trained adapters, written once for all cells of a run."""
+    folder, files = Path(tempfile.mkdtemp(prefix="adapters")), []
+    for seed in range(2):
+        config = {"_target_": "adaptlab.adapt.bottleneck", "width": R, "placement": "pfeiffer"}
+        delta = bottleneck(R, placement="pfeiffer", slots=dict(slots)).init(jax.random.key(seed), {})
+        delta = jax.tree.map(lambda x, s=seed: x + 0.3 * jax.random.normal(jax.random.key(s), x.shape), delta)
+        files.append(str(folder / f"{seed}.safetensors"))
+        save_delta(files[-1], delta, adapt=config, base="0" * 64)
+    return files
+
+
+def fusions(shapes: Shapes) -> int:
+    """L · 3 D²."""
+    depth, d = shapes["layers/attention_norm/scale"]
+    return 3 * depth * d * d
+
+
 def rows(row: Any) -> dict[str, Any]:
     """Return `{name: row}`; `row` is `AdaptationRow`."""
     return {
@@ -98,6 +122,15 @@ def rows(row: Any) -> dict[str, Any]:
             compact_bottlenecks,
             hears_alpha=True,
             **SLOTTED,
+        ),
+        "fusion": row(
+            lambda m, alpha: fusion(
+                saved_adapters(tuple(sorted(m.model.slots().items()))), temperature=alpha, slots=m.model.slots()
+            ),
+            fusions,
+            hears_alpha=True,
+            **SLOTTED,
+            not_the_base="It starts as a mixture of adapters that are trained already.",
         ),
         "prefix": row(lambda m, alpha: prefix(P, slots=m.model.slots()), prefixes, **FRONT),
         "prefix_reparametrised": row(
