@@ -174,7 +174,7 @@ def quantize(w: Any, code: str, *, block: int | None = 64, double: bool = False,
       w: `[*L, D, F]`, NumPy (then so is the node: nothing is put on a device) or JAX.
       code: one of `adaptlab.leaf.codes.CODES`.
       block: how many weights share a scale; None gives each row one (vector-wise, arXiv:2208.07339, sec. 3.1).
-      double: quantise the scales too, see `Scales`; NumPy only.
+      double: quantise the scales too, see `Scales`.
       transposed: whether blocks run along the inputs D of each output (a kernel), or along rows of w (a table).
 
     Raises:
@@ -199,14 +199,18 @@ def quantize(w: Any, code: str, *, block: int | None = 64, double: bool = False,
     return jax.tree.map(lambda *x: np.stack(x), *layers)
 
 
-def _quantize_scales(absmax: np.ndarray) -> Scales:
-    flat, offset = absmax.reshape(-1), np.float32(np.mean(absmax, dtype=np.float64))
-    padding = -flat.size % min(SCALE_GROUP, flat.size)
+def _quantize_scales(absmax: Any) -> Scales:
+    xp: Any = np if isinstance(absmax, np.ndarray) else jnp
+    *lead, r, n = absmax.shape
+    size, group = r * n, min(SCALE_GROUP, r * n)
+    flat = absmax.reshape(*lead, size)
+    wide = np.float64 if xp is np else np.float32
+    offset = xp.mean(flat, axis=-1, keepdims=True, dtype=wide).astype(np.float32)
     # Padding is no larger than any scale: it changes no group's absmax.
-    centred = np.pad(flat - offset, (0, padding))
-    numbers, scale = coding.normalized(centred[None], min(SCALE_GROUP, flat.size))
-    codes = coding.encode(numbers, "dynamic8")[0, : flat.size]
-    return Scales(codes.reshape(absmax.shape), scale[0], np.asarray(offset))
+    centred = xp.pad(flat - offset, [(0, 0)] * len(lead) + [(0, -size % group)])
+    numbers, scale = coding.normalized(centred[..., None, :], group)
+    codes = coding.encode(numbers, "dynamic8")[..., 0, :size]
+    return Scales(codes.reshape(absmax.shape), scale[..., 0, :], offset[..., 0])
 
 
 def is_quantized(leaf: Any) -> bool:

@@ -50,7 +50,7 @@ def quantize(params: Any, how: Quantization) -> Any:
     """Round the chosen weights of a plain model; the others stay what they are.
 
     Args:
-      params: nested dict of NumPy arrays: all is done on the host, weight by weight.
+      params: nested dict of arrays. Those of NumPy stay on the host and are rounded layer by layer.
       how: not "stored".
 
     Raises:
@@ -60,7 +60,7 @@ def quantize(params: Any, how: Quantization) -> Any:
     for path in _chosen(flat, how.select):
         try:
             flat[path] = leaf.quantize(
-                np.asarray(flat[path]),
+                flat[path],
                 how.scheme,
                 block=how.block or None,
                 double=bool(how.double),
