@@ -12,7 +12,7 @@ import numpy as np
 from adaptlab import config, data, leaf, measure, models, shard
 from adaptlab.study.settings import Training
 
-__all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "sharing"]
+__all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "origin", "sharing"]
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class Lab(NamedTuple):
     params: Any
     placement: shard.Placement
     measurement: measure.Measurement
-    held_out: dict[str, list[data.Batch]]
-    train: data.Batch
+    held_out: dict[str, list[Any]]
+    train: Any
     training: Training
     total_steps: int
     provenance: dict[str, Any]
@@ -53,24 +53,28 @@ class Lab(NamedTuple):
         """The domain adapted to: the first of those measured."""
         return next(iter(self.held_out))
 
-    def batches(self, seed: int) -> Callable[[int], data.Batch]:
+    def batches(self, seed: int) -> Callable[[int], Any]:
         """Return `step -> batch` of a member's training text, on the host."""
         share = (jax.process_index(), jax.process_count())
         return data.make_stream(self.train, self.training.batch_size, seed, "train", *share)
 
-    def put(self, batch: data.Batch) -> data.Batch:
+    def put(self, batch: Any) -> Any:
         """Put a batch on its devices."""
         return jax.device_put(batch, self.placement.batch)
 
 
-def open_base(base: Mapping[str, Any], mesh: jax.sharding.Mesh) -> tuple[models.Pretrained, shard.Placement, Any]:
+def open_base(
+    base: Mapping[str, Any], mesh: jax.sharding.Mesh, **given: Any
+) -> tuple[models.Pretrained, shard.Placement, Any]:
     """Open a base and put its weights on the mesh, quantised on the host before if its config says so.
+
+    `given` is what the framework says of the model, such as the `classes` of a head.
 
     Raises:
       ConfigError: `base.quantize` says what its schemes do not have.
     """
     how = _quantization(base)
-    pretrained = config.instantiate(base["model"])
+    pretrained = config.instantiate(base["model"], **given)
     pretrained, params = (pretrained, pretrained.load()) if how is None else models.quantized(pretrained, how)
     placement = shard.Placement(mesh, pretrained.model.axes())
     axes = leaf.array_axes(placement.axes, params)
@@ -85,7 +89,8 @@ def _quantization(base: Mapping[str, Any]) -> models.Quantization | None:
     return models.Quantization(**config.validate(node, "base.quantize", models.Quantization))
 
 
-def _origin(pretrained: models.Pretrained) -> dict[str, Any]:
+def origin(pretrained: models.Pretrained) -> dict[str, Any]:
+    """Return what a passport says of a base."""
     said = {"name": pretrained.name, "sha256": pretrained.fingerprint}
     return said if pretrained.quantized is None else said | {"quantized": dict(pretrained.quantized)}
 
@@ -160,7 +165,7 @@ def load_lab(settings: Mapping[str, Any]) -> Lab:
             batch_size=training.batch_size, length=training.length, rows=len(goal.train.tokens)
         ),
         provenance={
-            "base": _origin(pretrained),
+            "base": origin(pretrained),
             "corpora": {name: d.provenance for name, d in {goal.name: goal, **kept}.items()},
         },
         base=base,
