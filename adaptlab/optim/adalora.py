@@ -150,7 +150,7 @@ def allocate_ranks(
             inner.init(params),
         )
 
-    def update(grads: PyTree, state: RankState, params: PyTree = None) -> tuple[PyTree, RankState]:
+    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, RankState]:
         if params is None:
             raise ValueError("allocate_ranks: update(updates, state, params) needs the params whose importance counts.")
         updates, inner_state = inner.update(grads, state.inner, params)

@@ -40,10 +40,11 @@ def test_it_is_a_grouping_by_pattern():
 
 
 def test_the_ratio_may_be_traced_and_mapped_over():
-    def b(ratio: jax.Array) -> jax.Array:
+    def b(ratio: Any) -> Any:
         transform = sgd(0.1, total_steps=4, groups=lora_plus(ratio))
         updates, _ = transform.update(GRADS, transform.init(DELTA), DELTA)
-        return optax.apply_updates(DELTA, updates)["layers"]["q"]["kernel"]["b"]
+        moved: Any = optax.apply_updates(DELTA, updates)
+        return moved["layers"]["q"]["kernel"]["b"]
 
     together = jax.jit(jax.vmap(b))(jnp.asarray([1.0, 8.0]))
     for i, ratio in enumerate((1.0, 8.0)):
