@@ -135,7 +135,7 @@ def allocate_ranks(
 
     def init(params: PyTree) -> RankState:
         stems = _stems(params)
-        if not stems:
+        if not stems and jax.tree.leaves(params):  # Optax asks what the state is like with a tree of nothing
             raise ValueError(f"allocate_ranks finds no AdaLoRA (p, lambda, q) among {sorted(tree.flatten(params))}.")
         in_triple = {f"{stem}/{name}" for stem in stems for name in ("p", "lambda", "q")}
 
@@ -150,9 +150,10 @@ def allocate_ranks(
             inner.init(params),
         )
 
-    def update(grads: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, RankState]:
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, RankState]:
         if params is None:
             raise ValueError("allocate_ranks: update(updates, state, params) needs the params whose importance counts.")
+        grads = updates
         updates, inner_state = inner.update(grads, state.inner, params)
         t = (state.count + 1).astype(jnp.float32)
         begin, settled = jnp.round(warmup * total_steps), total_steps - jnp.round(final * total_steps)

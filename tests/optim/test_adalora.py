@@ -142,6 +142,20 @@ def test_other_leaves_are_left_alone():
     np.testing.assert_allclose(last["head"]["kernel"], 1.0 - 0.1 * T, rtol=1e-5)
 
 
+def test_the_averages_lie_where_their_parameters_lie():
+    transform = adalora(0.1, total_steps=T)
+    names = tree.map_with_path(lambda path, x: path, PARAMS)
+    found: Any = optax.tree_map_params(
+        transform,
+        lambda x, name: name,
+        transform.init(PARAMS),
+        names,
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
+    assert found.sensitivity == found.uncertainty == names
+    assert found.kept["layers"]["q"]["kernel"]["lambda"] == "layers/q/kernel/lambda"
+
+
 def test_every_number_may_be_traced_and_mapped_over():
     names = ["lr", "target_rank", "warmup", "final", "every", "importance_b1", "importance_b2"]
 
