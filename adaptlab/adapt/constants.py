@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab import leaf, tree
@@ -13,7 +14,7 @@ __all__ = ["bare", "held", "hold"]
 
 def hold(w: Any, name: str, arrays: Any) -> leaf.Held:
     """Return a weight with arrays beside it, on every device that the weight is on."""
-    sharding = next((x.sharding for x in jax.tree.leaves(w) if not isinstance(x, jax.core.Tracer)), None)
+    sharding = next((x.sharding for x in jax.tree.leaves(w) if not isinstance(x, Tracer)), None)
     if isinstance(sharding, NamedSharding):
         everywhere = NamedSharding(sharding.mesh, PartitionSpec())
         return leaf.Held(w, {name: jax.tree.map(lambda x: jax.device_put(x, everywhere), arrays)})
