@@ -4,13 +4,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-import jax
 import jax.numpy as jnp
-from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, prepared
+from adaptlab.adapt.constants import bare
 from adaptlab.adapt.files import load_delta
 from adaptlab.adapt.lora import Init, fan_in_uniform
 from adaptlab.adapt.slots import Part, below, choose_slots, init_parts, part_axes
@@ -59,10 +57,10 @@ def fusion(
     parts = {f"{path}/{name}": one for path, slot in chosen.items() for name, one in _parts(slot).items()}
 
     def prepare(base: Any) -> Any:
-        return _beside(functools.reduce(lambda held, one: prepared(one, held), frozen.values(), base))
+        return functools.reduce(lambda held, one: prepared(one, held), frozen.values(), base)
 
     def bind(base: Any, delta: Any) -> Any:
-        flat = {path: _bare(w) for path, w in tree.flatten(base, leaf.is_node).items()}
+        flat = tree.flatten(bare(base), leaf.is_node)
         each = [_added(file, one.bind(base, {}), flat, list(chosen)) for file, one in frozen.items()]
         for path, slot in chosen.items():
             heat = jnp.full(slot.shape[:-1], temperature, jnp.float32)
@@ -98,22 +96,3 @@ def _added(file: str, bound: Any, base: Mapping[str, Any], where: Sequence[str])
     if others:
         raise ValueError(f"{file} also changes {others}; select those slots too, or take it up with chain and loaded.")
     return {path: flat[path] for path in where}
-
-
-def _bare(w: Any) -> Any:
-    while isinstance(w, leaf.Held):
-        w = w.w
-    return w
-
-
-def _beside(base: Any) -> Any:
-    """Put what is held beside a base on the base's own devices, a copy on each."""
-    shardings = (getattr(x, "sharding", None) for x in jax.tree.leaves(base) if not isinstance(x, Tracer))
-    mesh = next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
-
-    def put(w: Any) -> Any:
-        if mesh is None or not isinstance(w, leaf.Held):
-            return w
-        return leaf.Held(put(w.w), jax.device_put(w.arrays, NamedSharding(mesh, PartitionSpec())))
-
-    return jax.tree.map(put, base, is_leaf=leaf.is_node)
