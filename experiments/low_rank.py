@@ -6,12 +6,13 @@ Every method is trained at every rank and learning rate with every seed, and mea
     gain       = L_target(0) - L_target(s)          how much better it reads the target
     forgetting = L_upstream(s) - L_upstream(0)      how much worse it reads what it knew
 
-Methods are compared over all their learning rates: the least that each forgets for a given gain. And their updates
-ΔW = W' - W are measured, matrix by matrix: how large they are beside W and how far they turn it, their singular
-values and ranks while they train, and once they are trained, where they lie beside the leading subspaces of W and of
-the gradient at the start, how many singular vectors they bring that W never had (intruder dimensions), and what is left
-of gain and forgetting if they are cut to a lower rank. The claims of conf/claims/low_rank.yaml are judged by the rules
-that stand there.
+Methods are compared over all their learning rates: the least that each forgets for a given gain. Random subspaces say
+in how many dimensions the target can be learnt at all (the intrinsic dimension). And the methods' updates ΔW = W' - W
+are measured, matrix by matrix: how large they are beside W and how far they turn it, their singular values and ranks
+while they train, and once they are trained, where they lie beside the leading subspaces of W and of the gradient at the
+start, how many singular vectors they bring that W never had (intruder dimensions), and what is left of gain and
+forgetting if they are cut to a lower rank. The claims of conf/claims/low_rank.yaml are judged by the rules that stand
+there.
 
     python -m experiments.pretrain                                  first: the small base
     python -m experiments.low_rank                                  all arms x ranks x learning rates x seeds
@@ -35,8 +36,8 @@ class Study:
       target: the corpus to adapt to.
       upstream: the corpora not to forget, by name.
       adapt, optim: the recipe, see `adaptlab.study.Method`.
-      arms: what is different from the recipe, by name; an arm whose adaptation has an `effective_rank` is run at every
-        rank, or at its own `ranks`.
+      arms: what is different from the recipe, by name; an arm whose adaptation has an `effective_rank` (or an
+        `effective_dim`) is run at every rank of `ranks`, or at the `sizes` of its own.
       ranks: those ranks; a run has factors of the largest and uses what it needs, so that an arm is one program.
       multiples: of each arm's `optim.lr`: its learning rates.
       seeds: one run per arm, rank, learning rate and seed.
@@ -69,24 +70,34 @@ class Study:
     wandb: "al.study.Wandb"
 
     def methods(self) -> dict[str, dict[str, Any]]:
-        """Every arm at each of its ranks: `{"lora_r8": recipe}`, with its "family" and "rank"."""
+        """Every arm at each of its sizes: `{"lora_r8": recipe}`, with "family", "rank" or "dim", and "share".
+
+        The share is how much of the parameters it has a run uses.
+        """
         found = {}
         for family, change in self.arms.items():
-            ranks = change.get("ranks", self.ranks)
-            change = {part: value for part, value in change.items() if part != "ranks"}
+            sizes = change.get("sizes", self.ranks)
+            change = {part: value for part, value in change.items() if part != "sizes"}
             arm = al.config.merge({"adapt": self.adapt, "optim": self.optim}, change, f"arms.{family}")
-            arm |= {"learning_rates": [m * arm["optim"]["lr"] for m in self.multiples], "family": family, "rank": None}
-            if "effective_rank" not in arm["adapt"]:
+            arm |= {"learning_rates": [m * arm["optim"]["lr"] for m in self.multiples], "family": family, "share": 1.0}
+            kind = next((kind for kind in ("rank", "dim") if f"effective_{kind}" in arm["adapt"]), None)
+            if kind is None:
                 found[family] = arm
                 continue
-            for rank in ranks:
-                sizes = {"rank": max(ranks), "effective_rank": float(rank)}
-                found[f"{family}_r{rank}"] = arm | {"adapt": arm["adapt"] | sizes, "rank": rank}
+            for size in sizes:
+                adapt = arm["adapt"] | {kind: max(sizes), f"effective_{kind}": float(size)}
+                found[f"{family}_{kind[0]}{size}"] = arm | {"adapt": adapt, kind: size, "share": size / max(sizes)}
         return found
 
     def members(self) -> list[Any]:
         """The runs: every method at every learning rate and seed."""
         return al.study.members(self.methods(), self.seeds)
+
+
+def described(method: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """What the report says of a run: of what it trained, what it used."""
+    used = round(result["trainable_parameters"] * method["share"])
+    return {key: method.get(key) for key in ("family", "rank", "dim")} | {"trainable_parameters": used}
 
 
 @al.study.app("low_rank", Study)
@@ -98,20 +109,21 @@ def main(study: Study, folder: Path) -> float:
     # The runs. All ranks, learning rates and seeds of an arm are one program.
     replication, members = al.config.instantiate(study.replication), study.members()
     results = al.study.run_members(lab, members, folder, study.wandb, replication)
-    methods = study.methods()
-    results = {n: r | {key: methods[r["method"]][key] for key in ("family", "rank")} for n, r in results.items()}
+    results = {name: result | described(study.methods()[result["method"]], result) for name, result in results.items()}
 
     # Gain and forgetting, at each method's best learning rate, and over all of them by rank.
     target, *upstream = lab.held_out
     curves = al.report.from_journals({name: folder / "runs" / name / "journal.jsonl" for name in results})
     curves, updates = al.report.split_updates(curves)
-    summary = al.report.summarise(curves, results, target=target, upstream=upstream)
+    compared = {name: result for name, result in results.items() if result["dim"] is None}
+    summary = al.report.summarise(curves, compared, target=target, upstream=upstream)
     summary |= {"ranks": al.report.by_rank(curves, results, target, upstream)}
 
     # The updates once they are trained; those of equal gain are also cut to lower ranks.
     if study.measure["final"]:
         equal = {name: method["equal_rate"] for name, method in summary["ranks"]["methods"].items()}
-        final = al.study.final_updates(lab, members, folder, al.config.instantiate(study.measure["final"]), equal)
+        wanted, own = al.config.instantiate(study.measure["final"]), [m for m in members if m.name in compared]
+        final = al.study.final_updates(lab, own, folder, wanted, equal)
         updates = al.report.add_final(updates, final, {name: run["steps"] for name, run in results.items()})
         results = al.report.final_means(results, final)
 

@@ -21,8 +21,11 @@ def draw_ranks(summary: Mapping[str, Any]) -> dict[str, Figure]:
     methods = summary["ranks"]["methods"]
     figures = {"frontiers": _frontiers(methods)}
     if len({method["rank"] for method in methods.values() if method["rank"] is not None}) > 1:
-        families = _families(methods)
+        ranked = {name: m for name, m in methods.items() if m["dim"] is None}
+        families = _families(ranked)
         figures |= {"gain_by_rank": _gain_by_rank(families), "best_rate_by_rank": _best_rate_by_rank(families)}
+    if all(method["parameters"] for method in methods.values()) and len(methods) > 1:
+        figures["gain_by_parameters"] = _gain_by_parameters(_families(methods), summary["ranks"]["intrinsic"])
     return figures
 
 
@@ -30,7 +33,7 @@ def _families(methods: Mapping[str, Method]) -> dict[str, list[Method]]:
     found: dict[str, list[Method]] = {}
     for method in methods.values():
         found.setdefault(method["family"], []).append(method)
-    return {name: sorted(members, key=lambda m: m["rank"] or 0) for name, members in found.items()}
+    return {name: sorted(members, key=lambda m: m["rank"] or m["dim"] or 0) for name, members in found.items()}
 
 
 @styled
@@ -84,6 +87,27 @@ def _by_rank(axes: Axes, look: Look, members: Sequence[Method], quantity: str, i
     axes.errorbar(
         ranks, [x["mean"] for x in found], bars, color=look.colour, marker=look.marker, linewidth=1.2, elinewidth=0.7
     )
+
+
+@styled
+def _gain_by_parameters(families: Mapping[str, Sequence[Method]], intrinsic: Mapping[str, Any]) -> Figure:
+    """Best gain against the number of trained parameters, and the intrinsic dimension if subspaces were tried."""
+    figure = Figure(figsize=(6.6, 3.2), layout="constrained")
+    axes, named = figure.subplots(), looks([*families])
+    for look, members in zip(named, families.values(), strict=True):
+        found = [method["best_gain"] for method in members]
+        bars = np.nan_to_num([[x["mean"] - x["low"], x["high"] - x["mean"]] for x in found]).T
+        style = {"color": look.colour, "marker": look.marker, "linewidth": 1.2, "elinewidth": 0.7}
+        axes.errorbar([m["parameters"] for m in members], [x["mean"] for x in found], bars, **style)
+        if look.label in intrinsic and math.isfinite(mean := intrinsic[look.label]["mean"]):
+            low, high = (intrinsic[look.label][end] for end in ("low", "high"))
+            axes.axvline(10**mean, color=look.colour, linestyle=":" if intrinsic[look.label]["bounds"] else "-", lw=0.9)
+            if math.isfinite(low):
+                axes.axvspan(10**low, 10**high, color=look.colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log")
+    axes.set(xlabel="Trained parameters", ylabel="Best target gain\n(nats per token)")
+    legend(figure, axes, named)
+    return figure
 
 
 def _rank_axis(axes: Axes, families: Mapping[str, Sequence[Method]]) -> None:

@@ -41,6 +41,14 @@ def update_captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
             f"rank. Bars and band: {bars}. An open triangle: the best of some seed is at the end of the rates "
             "tried, and may lie beyond.",
         ),
+        "gain_by_parameters": Caption(
+            "Gain by the number of trained parameters",
+            "The gain at the best step of each method's best learning rate. Vertical line: the intrinsic dimension, "
+            "the smallest number of dimensions of a random subspace that gains 90% of what full fine-tuning does, "
+            "interpolated in its logarithm, mean over seeds with its interval as a band; dotted where some seed's is "
+            "only a bound. "
+            f"Bars: {bars}.",
+        ),
         "update_spectra": Caption(
             "Singular values of the updates",
             "The k-th singular value of the final update W' - W as a share of the largest, by kind of matrix: the "
@@ -58,7 +66,7 @@ def update_captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
             "and of the gradient at the start (lower row), over what random subspaces would have: 1 (white) is "
             "chance, red is more. The overlap is the squared norm of the product of the two bases over the smaller "
             "dimension, averaged over the input side, the output side and seeds, by layer and kind of matrix. "
-            f"{equal} Here at most four.",
+            f"{equal}",
         ),
         "intruder_dimensions": Caption(
             "Intruder dimensions",

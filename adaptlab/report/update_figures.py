@@ -3,14 +3,15 @@
 Each method is shown at its learning rate of equal gain (`ranks.by_rank`), or where there is none at its best.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from adaptlab import stats
-from adaptlab.report.figures import Axes, Figure, Look, grid, legend, looks, name_axes, styled
+from adaptlab.report.figures import Axes, Figure, Look, extent, frame, grid, legend, looks, name_axes, styled
+from adaptlab.report.words import plain
 
 __all__ = ["draw_updates"]
 
@@ -51,7 +52,7 @@ def draw_updates(updates: pa.Table, summary: Mapping[str, Any]) -> dict[str, Fig
     rates |= {n: m["equal_rate"] for n, m in summary["ranks"]["methods"].items() if m["equal_rate"] is not None}
     chosen = {name: run["method"] for name, run in summary["runs"].items() if run["lr"] == rates[run["method"]]}
     rows = _read(updates, chosen)
-    methods = looks([name for name in summary["methods"] if name in set(rows.method)][:_MOST])
+    methods = _shown(summary["ranks"]["methods"], set(rows.method))
     if not methods:
         return {}
     there = set(rows.what)
@@ -62,7 +63,7 @@ def draw_updates(updates: pa.Table, summary: Mapping[str, Any]) -> dict[str, Fig
     if "stable_rank" in there and len(set(rows.where(what="stable_rank").step)) > 1:
         figures["update_ranks"] = _over_training(rows, methods)
     if "base_overlap_input" in there:
-        figures["update_alignment"] = _alignment(final, methods)
+        figures["update_alignment"] = _alignment(final, _shown(summary["ranks"]["methods"], set(rows.method), 4))
     if intruders := sorted((w for w in there if w.startswith("intruders_")), key=_number):
         figures["intruder_dimensions"] = _intruders(final, methods, intruders, summary["confidence"])
     if "truncated" in there:
@@ -72,6 +73,33 @@ def draw_updates(updates: pa.Table, summary: Mapping[str, Any]) -> dict[str, Fig
             _read(updates, {n: r["method"] for n, r in summary["runs"].items()}), methods
         )
     return figures
+
+
+def _shown(methods: Mapping[str, Mapping[str, Any]], there: Set[str], most: int = _MOST) -> list[Look]:
+    """Choose methods: the highest rank of each family first, then the lowest, then the rest."""
+    by_rank = sorted((name for name in methods if name in there), key=lambda name: methods[name]["rank"] or 0)
+    lowest: dict[str, str] = {}
+    for name in by_rank:
+        lowest.setdefault(methods[name]["family"], name)
+    highest = {methods[name]["family"]: name for name in by_rank}
+    kept = list(dict.fromkeys([*highest.values(), *lowest.values(), *by_rank]))[:most]
+    return looks([name for name in methods if name in kept])
+
+
+def _legend(figure: Figure, axes: Axes, methods: Sequence[Look]) -> None:
+    legend(figure, axes, [look._replace(label=plain(look.label)) for look in methods])
+
+
+def _plain_numbers(axis: Any, ticks: Sequence[float]) -> None:
+    """Ticks at these values within the axis' range, as plain numbers."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in ticks if low <= tick <= high]
+    axis.set_ticks(ticks, labels=[f"{tick:g}" for tick in ticks])
+    axis.set_ticks([], minor=True)
+
+
+_POWERS_OF_TWO = [2.0**i for i in range(-4, 13)]
+_THIRDS = [factor * 10.0**i for i in range(-6, 4) for factor in (1, 3)]
 
 
 def _number(what: str) -> float:
@@ -118,8 +146,9 @@ def _spectra(rows: _Rows, methods: Sequence[Look], sigmas: Sequence[str]) -> Fig
             axes.fill_between(k, *_range(share), color=look.colour, alpha=0.12, linewidth=0)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+    _plain_numbers(panels[0].xaxis, _POWERS_OF_TWO)
     name_axes(figure, "k", "Singular value, as a share of the largest")
-    legend(figure, panels[0], methods)
+    _legend(figure, panels[0], methods)
     return figure
 
 
@@ -142,8 +171,9 @@ def _over_training(rows: _Rows, methods: Sequence[Look]) -> Figure:
             if len(here.value):
                 axes.plot(*here.mean_by("step"), color=look.colour, marker=look.marker)
         axes.set_yscale("log", base=2)
+    _plain_numbers(panels[0].yaxis, _POWERS_OF_TWO)
     name_axes(figure, "Training step", "Stable rank of the update")
-    legend(figure, panels[0], methods)
+    _legend(figure, panels[0], methods)
     return figure
 
 
@@ -155,12 +185,11 @@ def _alignment(rows: _Rows, methods: Sequence[Look]) -> Figure:
         set(rows.where(what="chance_input").layer), key=lambda layer: [int(i) for i in layer.split(".") if i]
     )
     figure = Figure(figsize=(6.6, 0.7 + 2 * (0.5 + 0.16 * len(layers)) + 0.5), layout="constrained")
-    shown = methods[:4]
-    panels = figure.subplots(2, len(shown), squeeze=False, sharex=True, sharey=True)
+    panels = figure.subplots(2, len(methods), squeeze=False, sharex=True, sharey=True)
     grids = {
         (i, j): _over_chance(rows.where(method=look.label), name, kinds, layers)
         for i, name in enumerate(("base", "gradient"))
-        for j, look in enumerate(shown)
+        for j, look in enumerate(methods)
     }
     limit = max(2.0, float(np.nanmax([np.nanmax(g) for g in grids.values() if np.isfinite(g).any()] or [2.0])))
     bound = float(np.log2(limit))
@@ -168,7 +197,7 @@ def _alignment(rows: _Rows, methods: Sequence[Look]) -> Figure:
         axes = panels[i, j]
         edges = [np.arange(n + 1) - 0.5 for n in values.shape]
         axes.pcolormesh(edges[1], edges[0], np.log2(values), cmap="RdBu_r", vmin=-bound, vmax=bound)
-        axes.set_title(f"{shown[j].label}: {('W', 'gradient')[i]}")
+        axes.set_title(f"{plain(methods[j].label)}: {('W', 'gradient')[i]}")
         axes.set_yticks(range(len(layers)), layers)
         axes.set_xticks(range(len(kinds)), [_kind(kind).split()[-1] for kind in kinds], rotation=90)
         axes.grid(False)
@@ -207,11 +236,12 @@ def _intruders(rows: _Rows, methods: Sequence[Look], intruders: Sequence[str], c
             _, by_run = rows.where(what=what, method=look.label).mean_by("run")
             found.append(stats.interval(by_run if len(by_run) else [np.nan], confidence))
         _band(axes, look, [_number(what) for what in intruders], found)
+    axes.set_ylim(-0.02 * max(1.0, extent(axes)[1]), 1.1 * max(1.0, extent(axes)[1]))
     axes.set(
         xlabel="ε: a vector is an intruder if no |cosine| to the base's reaches it",
         ylabel="Intruder dimensions\nper matrix",
     )
-    legend(figure, axes, methods)
+    _legend(figure, axes, methods)
     return figure
 
 
@@ -247,7 +277,8 @@ def _truncation(rows: _Rows, methods: Sequence[Look], summary: Mapping[str, Any]
         axes.set_xticks([max(rank, 0.5) for rank in ticks], [str(rank) for rank in ticks])
         axes.minorticks_off()
         axes.set(xlabel="Rank kept", ylabel=name)
-    legend(figure, left, methods)
+        frame(axes)
+    _legend(figure, left, methods)
     return figure
 
 
@@ -266,8 +297,10 @@ def _norm_and_angle(rows: _Rows, methods: Sequence[Look]) -> Figure:
         axes.plot([*norm.values()], [angle[run] for run in norm], marker=look.marker, **style)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        _plain_numbers(axis, _THIRDS)
     axes.set(
         xlabel="Size of the update, relative to the weight", ylabel="Angle between weight\nand adapted weight (degrees)"
     )
-    legend(figure, axes, methods)
+    _legend(figure, axes, methods)
     return figure
