@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from adaptlab.config.check import TRACED, is_call, join, locate, marked, parameters_of, validate
+from adaptlab.config.check import GIVEN, TRACED, is_call, join, locate, marked, parameters_of, takes_many, validate
 
 __all__ = ["config_hash", "fill", "instantiate", "merge", "split"]
 
@@ -15,16 +15,27 @@ def instantiate(node: Any, **given: Any) -> Any:
 
     Args:
       node: plain containers; a dict with `_target_` is a call.
-      **given: passed to the outermost factory only, for the parameters marked `Given` that it has.
+      **given: what the program supplies: to the outermost factory by name, to those inside it where a parameter of
+        that name is marked `GIVEN`.
     """
     if is_call(node):
         factory = locate(node["_target_"])
-        arguments = {k: instantiate(v) for k, v in node.items() if k != "_target_"}
+        arguments = {k: _inside(v, given) for k, v in node.items() if k != "_target_"}
         return factory(**arguments, **{k: v for k, v in given.items() if k in parameters_of(factory)})
+    return _inside(node, given)
+
+
+def _inside(node: Any, given: Mapping[str, Any]) -> Any:
+    """Build what stands inside a call: of what is given, a factory here gets only what it asks for by its mark."""
+    if is_call(node):
+        parameters = parameters_of(locate(node["_target_"]))
+        asked = {k: v for k, v in given.items() if k in parameters and marked(parameters[k], GIVEN)}
+        arguments = {k: _inside(v, given) for k, v in node.items() if k != "_target_"}
+        return locate(node["_target_"])(**arguments, **asked)
     if isinstance(node, Mapping):
-        return {key: instantiate(value) for key, value in node.items()}
+        return {key: _inside(value, given) for key, value in node.items()}
     if isinstance(node, list | tuple):
-        return [instantiate(value) for value in node]
+        return [_inside(value, given) for value in node]
     return node
 
 
@@ -32,7 +43,8 @@ def split(node: Any, path: str = "") -> tuple[Any, dict[str, float]]:
     """Split a validated config in a static skeleton and the numbers that may differ between runs of one program.
 
     Returns:
-      The config with `None` where a traced number stood, and `{dotted path: number}`. `fill` undoes it.
+      The config with `None` where a traced number stood, and `{dotted path: number}`; of a list of traced numbers,
+      the i-th is called `path[i]`. `fill` undoes it.
     """
     numbers: dict[str, float] = {}
     if isinstance(node, Mapping):
@@ -42,6 +54,9 @@ def split(node: Any, path: str = "") -> tuple[Any, dict[str, float]]:
             here = join(path, key)
             if isinstance(value, int | float) and key in parameters and marked(parameters[key], TRACED):
                 skeleton[key], numbers[here] = None, float(value)
+            elif isinstance(value, list | tuple) and key in parameters and takes_many(parameters[key], TRACED):
+                skeleton[key] = [None] * len(value)
+                numbers |= {f"{here}[{i}]": float(one) for i, one in enumerate(value)}
             else:
                 skeleton[key], below = split(value, here)
                 numbers |= below
@@ -51,12 +66,13 @@ def split(node: Any, path: str = "") -> tuple[Any, dict[str, float]]:
 
 def fill(skeleton: Any, numbers: Mapping[str, Any], path: str = "") -> Any:
     """Put numbers, traced or not, back where `split` found them."""
-    if not isinstance(skeleton, Mapping):
-        return skeleton
-    return {
-        key: numbers[join(path, key)] if join(path, key) in numbers else fill(value, numbers, join(path, key))
-        for key, value in skeleton.items()
-    }
+    if path in numbers:
+        return numbers[path]
+    if isinstance(skeleton, Mapping):
+        return {key: fill(value, numbers, join(path, key)) for key, value in skeleton.items()}
+    if isinstance(skeleton, list):
+        return [fill(value, numbers, f"{path}[{i}]") for i, value in enumerate(skeleton)]
+    return skeleton
 
 
 def merge(node: Any, changes: Any, path: str = "") -> Any:

@@ -5,8 +5,9 @@ import difflib
 import functools
 import importlib
 import inspect
+import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "marked",
     "nearest",
     "parameters_of",
+    "takes_many",
     "validate",
 ]
 
@@ -29,7 +31,10 @@ TRACED = "a number that may differ between runs of one program"
 GIVEN = "supplied by the program, not by the config"
 
 Traced = Annotated[Any, TRACED]
-"""Marks a factory's parameter as a number that may be a traced value: no `float(x)`, no Python branch on it."""
+"""Marks a factory's parameter as a number that may be a traced value: no `float(x)`, no Python branch on it.
+
+`Sequence[Traced]` is a parameter of several such numbers. How many there are is static.
+"""
 
 Given = Annotated[Any, GIVEN]
 """Marks a factory's parameter as one that the program passes to `instantiate`, such as the number of steps."""
@@ -82,9 +87,21 @@ def parameters_of(factory: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 def marked(parameter: inspect.Parameter, mark: str) -> bool:
     """Whether a parameter's annotation, or a member of its union, carries a mark."""
-    return mark in getattr(parameter.annotation, "__metadata__", ()) or any(
-        mark in getattr(hint, "__metadata__", ()) for hint in typing.get_args(parameter.annotation)
+    return any(mark in getattr(hint, "__metadata__", ()) for hint in _alternatives(parameter.annotation))
+
+
+def takes_many(parameter: inspect.Parameter, mark: str) -> bool:
+    """Whether a parameter takes a sequence whose items carry a mark, as `Sequence[Traced]` says."""
+    return any(
+        typing.get_origin(hint) is Sequence and mark in getattr(item, "__metadata__", ())
+        for hint in _alternatives(parameter.annotation)
+        for item in typing.get_args(hint)
     )
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the hint itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def is_call(value: Any) -> bool:
@@ -160,9 +177,11 @@ def _validate_value(value: Any, path: str, parameter: inspect.Parameter, title: 
 def _check_type(value: Any, parameter: inspect.Parameter, path: str, title: str) -> None:
     from beartype.door import is_bearable
 
-    hint = float if marked(parameter, TRACED) else parameter.annotation
-    if hint is float and marked(parameter, TRACED) and type(None) in typing.get_args(parameter.annotation):
-        hint = float | None
+    hint: Any = parameter.annotation
+    if marked(parameter, TRACED) or takes_many(parameter, TRACED):
+        hint = Sequence[float] if takes_many(parameter, TRACED) else float
+        if type(None) in typing.get_args(parameter.annotation):
+            hint = hint | None
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     if is_call(value) or any(map(is_call, parts)):
         # What a call returns is not known yet; that it is no plain number or text is.

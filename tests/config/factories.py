@@ -30,6 +30,10 @@ def stretched(rate: Traced, *, total_steps: Annotated[int, GIVEN], limit: Traced
     return {"rate": rate, "total_steps": total_steps, "limit": limit}
 
 
+def stacked(each: Sequence[Traced], *, top: Sequence[Traced] | None = None, inner: Any = None) -> dict[str, Any]:
+    return {"each": each, "top": top, "inner": inner}
+
+
 def open_ended(first: int, **more: Any) -> dict[str, Any]:
     return {"first": first, **more}
 

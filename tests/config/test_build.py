@@ -2,8 +2,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
-from adaptlab.config import config_hash, fill, instantiate, split, validate
+from adaptlab.config import ConfigError, config_hash, fill, instantiate, merge, split, validate
 from tests.config.factories import Thing
 from tests.config.test_check import call
 
@@ -28,6 +29,13 @@ def test_what_the_program_gives_reaches_the_outermost_factory_that_takes_it():
     assert instantiate(call("thing", size=1), total_steps=9) == Thing(1)
 
 
+def test_what_the_program_gives_reaches_the_inner_factories_that_ask_for_it_by_their_mark():
+    node = call("thing", size=1, inner={"a": [call("stretched", rate=1.0)], "b": call("thing", size=2)})
+    inner = instantiate(node, total_steps=9, kind="odd").inner
+    assert inner["a"][0]["total_steps"] == 9
+    assert inner["b"] == Thing(2)  # `kind` is its own affair
+
+
 def test_split_takes_out_the_numbers_that_may_be_traced_and_no_others():
     skeleton, numbers = split(NODE)
     assert numbers == {"one.rate": 2.0, "one.inner.rate": 0.25, "many.a/.*.rate": 3.0}
@@ -40,6 +48,30 @@ def test_split_takes_out_the_numbers_that_may_be_traced_and_no_others():
 def test_fill_undoes_split():
     assert fill(*split(NODE)) == NODE
     assert fill(*split(validate(NODE))) == validate(NODE)
+
+
+def test_lists_of_numbers_that_may_be_traced_are_taken_out_one_by_one():
+    node = {"a": call("stacked", each=[8, 0, 2.5], inner=call("stacked", each=[1], top=[3.0]))}
+    skeleton, numbers = split(node)
+    wanted = {"a.each[0]": 8.0, "a.each[1]": 0.0, "a.each[2]": 2.5, "a.inner.each[0]": 1.0, "a.inner.top[0]": 3.0}
+    assert numbers == wanted
+    assert skeleton["a"]["each"] == [None, None, None]
+    assert fill(skeleton, numbers) == node
+    assert fill(*split(validate(node))) == validate(node)
+    part = fill(skeleton["a"], numbers | {"a.each[1]": 7.0}, "a")
+    assert part["each"] == [8.0, 7.0, 2.5]
+
+
+def test_lists_share_a_skeleton_if_they_are_as_long():
+    first, other, longer = (split(call("stacked", each=each))[0] for each in ([1, 2], [3.0, 0], [1, 2, 3]))
+    assert first == other != longer
+
+
+def test_a_change_replaces_a_whole_list_of_numbers():
+    node = validate({"a": call("stacked", each=[1, 2])})
+    assert merge(node, {"a": {"each": [5.0]}})["a"]["each"] == [5.0]
+    with pytest.raises(ConfigError, match=r"^a\.each=\['x'\]: .*stacked expects .*Sequence\[float\], not list"):
+        merge(node, {"a": {"each": ["x"]}})
 
 
 def test_configs_that_differ_in_traced_numbers_share_a_skeleton():
