@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptlab import tree
+from adaptlab import config, tree
 from adaptlab.adapt import bottleneck, fusion, lora, prepared, save_delta
 from adaptlab.shard import Placement, make_mesh, place
 from tests.laws.table import MODELS, scattered
@@ -21,10 +21,10 @@ SLOT = "layers/feed_forward_adapter"
 
 def saved(folder: Path, seed: int, base: str = "0" * 64, **options: Any) -> str:
     """A trained adapter on disk."""
-    config = {"width": 3, "placement": "pfeiffer", **options}
-    delta = scattered(bottleneck(**config, slots=SLOTS).init(KEY, BASE), seed)
+    options = {"width": 3, "placement": "pfeiffer", **options}
+    delta = scattered(bottleneck(**options, slots=SLOTS).init(KEY, BASE), seed)
     path = folder / f"{seed}.safetensors"
-    save_delta(path, delta, adapt={"_target_": "adaptlab.adapt.bottleneck", **config}, base=base)
+    save_delta(path, delta, adapt={"_target_": "adaptlab.adapt.bottleneck", **options}, base=base)
     return str(path)
 
 
@@ -111,3 +111,11 @@ def test_what_cannot_be_fused_is_an_error(tmp_path: Path):
         fusion([saved(tmp_path, 1), saved(tmp_path, 2, base="1" * 64)], slots=SLOTS)
     with pytest.raises(ValueError, match="fusion adds computation at slots of kind 'residual' and the model has none"):
         fusion([saved(tmp_path, 1)], slots={})
+
+
+def test_its_yaml_asks_for_files_and_builds_it(tmp_path: Path):
+    with pytest.raises(config.ConfigError, match="adapters"):
+        config.compose("adapt/fusion")
+    node = config.compose("adapt/fusion", [f"adapt.adapters=[{saved(tmp_path, 1)}]"])["adapt"]
+    built = config.instantiate(config.validate(node), slots=SLOTS)
+    assert np.all(np.isfinite(outputs(built)))
