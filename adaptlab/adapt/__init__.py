@@ -13,10 +13,12 @@ from adaptlab.adapt.fisher_masked import fisher_mask, fisher_masked, load_mask, 
 from adaptlab.adapt.fusion import fusion
 from adaptlab.adapt.ia3 import ia3
 from adaptlab.adapt.lora import as_lora, fan_in_uniform, lora, zeros
+from adaptlab.adapt.lora_conv import lora_conv
 from adaptlab.adapt.p_tuning import p_tuning
 from adaptlab.adapt.pissa import pissa
 from adaptlab.adapt.prefix import prefix
 from adaptlab.adapt.prompt import prompt
+from adaptlab.adapt.quantization_aware import quantization_aware
 from adaptlab.adapt.random_subspace import random_subspace
 from adaptlab.adapt.selective import anchors, bitfit, freeze_below, layer_norm, linear_probe, selected
 from adaptlab.adapt.simple import frozen, full, partition, scratch
@@ -53,6 +55,7 @@ __all__ = [
     "load_mask",
     "loaded",
     "lora",
+    "lora_conv",
     "magnitude_pruned",
     "materialize",
     "merge",
@@ -63,6 +66,7 @@ __all__ = [
     "prefix",
     "prepared",
     "prompt",
+    "quantization_aware",
     "random_subspace",
     "save_delta",
     "save_mask",

@@ -2,7 +2,9 @@
 
 from adaptlab.leaf.adapters import ACTIVATIONS, Bottleneck, Fusion, KroneckerSum
 from adaptlab.leaf.choice import Choice
+from adaptlab.leaf.conv import LowRankConv, conv
 from adaptlab.leaf.decomposed import Decomposed, column_norms
+from adaptlab.leaf.fake_quantized import FakeQuantized
 from adaptlab.leaf.held import Blend, Held
 from adaptlab.leaf.low_rank import Factored, LowRank
 from adaptlab.leaf.prefix import Prefix, Prompt
@@ -11,6 +13,7 @@ from adaptlab.leaf.rows import Rows
 from adaptlab.leaf.scaled import Scaled
 from adaptlab.leaf.sparse import Added, SparseDelta
 from adaptlab.leaf.subspace import Projected, fastfood
+from adaptlab.leaf.trained_layers import TrainedLayers
 from adaptlab.leaf.vera import VectorScaled
 from adaptlab.leaf.weight import Weight, dense, dot, is_node, node, product, take
 
@@ -23,10 +26,12 @@ __all__ = [
     "Choice",
     "Decomposed",
     "Factored",
+    "FakeQuantized",
     "Fusion",
     "Held",
     "KroneckerSum",
     "LowRank",
+    "LowRankConv",
     "Prefix",
     "Projected",
     "Prompt",
@@ -35,10 +40,12 @@ __all__ = [
     "Scaled",
     "Scales",
     "SparseDelta",
+    "TrainedLayers",
     "VectorScaled",
     "Weight",
     "array_axes",
     "column_norms",
+    "conv",
     "dense",
     "dot",
     "fastfood",
