@@ -26,11 +26,11 @@ def lora_conv(
     scaling: Literal["standard", "rank_stabilised"] = "standard",
     init_a: Init | None = None,
 ) -> Adaptation:
-    """W + s · A B for kernels `[*L, h, w, C, O]`: A `[h, w, C, R]` is a convolution to R channels, B `[R, O]` one of size 1.
+    """W + s · A B for `[*L, h, w, C, O]`: A `[h, w, C, R]` is a convolution to R channels, B `[R, O]` one of size 1.
 
-    It is `lora` of the kernel as a matrix `[h w C, O]`, as PEFT adapts a convolution, and trains R (h w C + O) parameters
-    per kernel. (`lora` takes the same kernel for a stack of h w matrices: a shape alone does not tell.) A model with
-    other matrices too takes both: `partition({"conv_.*/kernel": lora_conv(select=".*"), …})`.
+    It is `lora` of the kernel as a matrix `[h w C, O]`, as PEFT adapts a convolution, and trains R (h w C + O)
+    parameters per kernel. (`lora` takes the same kernel for a stack of h w matrices: a shape alone does not tell.) A
+    model with other matrices too takes both: `partition({"conv_.*/kernel": lora_conv(select=".*"), …})`.
 
     Args:
       rank: R, at least 1.
