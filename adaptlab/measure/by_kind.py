@@ -26,9 +26,8 @@ def by_kind(measurements: Mapping[type, Measurement]) -> Measurement:
     def update(state: dict[str, Any], params: Any, batch: Any) -> dict[str, Any]:
         kind = type(batch)
         if kind not in measurements:
-            raise TypeError(
-                f"{kind.__name__} is not measured here; what is: {sorted(k.__name__ for k in measurements)}."
-            )
+            known = sorted(one.__name__ for one in measurements)
+            raise TypeError(f"Batches of {kind.__name__} are not measured here; those of {known} are.")
         batches, own = state[kind.__name__]
         return state | {kind.__name__: (batches + 1.0, measurements[kind].update(own, params, batch))}
 
