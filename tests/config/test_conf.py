@@ -10,7 +10,7 @@ from adaptlab import config
 from adaptlab.adapt import materialize, prepared
 from adaptlab.models import LlamaShape, llama
 from adaptlab.report import Claim
-from experiments import forgetting, lr_schedule, pretrain
+from experiments import forgetting, low_rank, lr_schedule, pretrain
 from scripts.evaluate import Evaluation
 
 CONF = config.conf_dir()
@@ -48,6 +48,7 @@ def test_there_is_a_yaml_for_each_part_of_a_study():
         "mesh",
         "optim",
         "schedule",
+        "task",
     }
 
 
@@ -100,7 +101,12 @@ def test_an_adaptation_yaml_fits_the_llama(adapt: str):
     assert jax.eval_shape(merged, base) == base
 
 
-STUDIES = {"forgetting": forgetting.Study, "lr_schedule": lr_schedule.Study, "pretrain": pretrain.Study}
+STUDIES = {
+    "forgetting": forgetting.Study,
+    "low_rank": low_rank.Study,
+    "lr_schedule": lr_schedule.Study,
+    "pretrain": pretrain.Study,
+}
 
 
 def choices(study: str) -> list[list[str]]:
@@ -130,6 +136,18 @@ def test_the_arms_of_the_study_of_learning_rates_are_programs_and_its_claims_nam
     assert {effect[side] for effect in said for side in ("arm", "against")} <= arms
     (one,) = lr_schedule.Study(**(node | {"seed": 7})).members()
     assert (one.seed, one.numbers["optim.lr"]) == (7, node["optim"]["lr"])
+
+
+def test_the_ranks_of_the_study_of_low_rank_updates_share_programs_and_its_claims_name_them():
+    study = low_rank.Study(**config.validate(config.compose("low_rank"), schema=low_rank.Study))
+    members, methods = study.members(), study.methods()
+    assert len(members) == len(methods) * len(study.multiples) * len(study.seeds)
+    assert len({m.program for m in members}) == len(study.arms)
+    assert {m.numbers.get("adapt.effective_rank") for m in members if m.method == "lora_r4"} == {4.0}
+    assert (methods["lora_r4"]["rank"], methods["lora_r4"]["share"]) == (4, 4 / 64)
+    assert [methods[name].get("rank") for name in ("full", "subspace_d100")] == [None, None]
+    said = [claim["effect"] for claim in study.claims.values()]
+    assert {effect[side] for effect in said for side in ("arm", "against")} <= {*methods}
 
 
 def test_the_evaluation_fits_its_schema():

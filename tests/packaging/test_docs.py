@@ -15,6 +15,7 @@ CLONE = Path(__file__).parents[2]
 PAGES = [CLONE / "README.md", CLONE / "CHANGELOG.md", CLONE / "LOG.md", *sorted((CLONE / "docs").glob("*.md"))]
 SCHEMAS = {
     "experiments.forgetting": ("forgetting", "Study"),
+    "experiments.low_rank": ("low_rank", "Study"),
     "experiments.lr_schedule": ("lr_schedule", "Study"),
     "experiments.pretrain": ("pretrain", "Study"),
     "scripts.evaluate": ("evaluate", "Evaluation"),

@@ -12,6 +12,7 @@ import yaml
 CLONE = Path(__file__).parents[2]
 COMMANDS = [
     "experiments.forgetting",
+    "experiments.low_rank",
     "experiments.lr_schedule",
     "experiments.pretrain",
     "scripts.evaluate",
