@@ -23,7 +23,7 @@ def selected(
 
     Of a stack `[L, …]` of which only `layers=[first, stop]` train, delta holds `[stop - first, …]`, at the weight's
     path below the name of the range ("2:4", or "2:" to the top), so that gradients, moments and saved files have the
-    size of what trains; bind puts them back between the frozen layers.
+    size of what trains; bind puts them back between the frozen layers, whose gradients are not computed.
 
     Args:
       select: patterns of whole `/`-joined paths of the base.
@@ -60,7 +60,7 @@ def selected(
     def bind(base: Any, delta: Any) -> Any:
         flat, own = tree.flatten(base, leaf.is_node), tree.flatten(delta)
         for path, (place, cut) in places(flat).items():
-            flat[path] = _between(flat[path], own[place], first, stop) if cut else own[place]
+            flat[path] = _between(path, flat[path], own[place], first, stop) if cut else own[place]
         return tree.unflatten(flat)
 
     def axes(base_axes: Any) -> Any:
@@ -161,6 +161,11 @@ def _array(path: str, w: Any) -> jax.Array:
     return w
 
 
-def _between(w: jax.Array, part: jax.Array, first: int | None, stop: int | None) -> jax.Array:
+def _between(path: str, w: jax.Array, part: jax.Array, first: int | None, stop: int | None) -> Any:
     chosen = range(w.shape[0])[first:stop]
-    return jnp.concatenate([w[: chosen.start], part, w[chosen.stop :]])
+    whole = jnp.concatenate([w[: chosen.start], part, w[chosen.stop :]])
+    if w.ndim < 3 or path.endswith(("scale", "bias")):
+        return whole
+    layer = jnp.arange(w.shape[0]).reshape(-1, *[1] * (w.ndim - 3))
+    wanted = (layer >= chosen.start) & (layer < chosen.stop)
+    return leaf.TrainedLayers(whole, jnp.broadcast_to(wanted, w.shape[:-2]))

@@ -89,7 +89,7 @@ def _sum(base: Any, models: list[tuple[Any, Any]]) -> Any:
         raise ValueError(f"weighted sums changes of weights, and an adapter adds computation at {added}; see fusion().")
     summed = {}
     for path, w in paths.items():
-        changed = [(weight, model[path]) for weight, model in flat if model[path] is not w]
+        changed = [(weight, _summable(model[path])) for weight, model in flat if model[path] is not w]
         out = w
         for weight, x in changed:
             if not leaf.is_node(x):
@@ -102,6 +102,11 @@ def _sum(base: Any, models: list[tuple[Any, Any]]) -> Any:
                 out = leaf.Blend(out, x, w, jnp.full(lead, weight, jnp.float32))
         summed[path] = out
     return tree.unflatten(summed)
+
+
+def _summable(x: Any) -> Any:
+    """An array if that is what it is: a sum of several adapters trains the layers of all."""
+    return x.w if isinstance(x, leaf.TrainedLayers) else x
 
 
 def loaded(

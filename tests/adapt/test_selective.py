@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from adaptlab import leaf, tree
-from adaptlab.adapt import anchors, bitfit, chain, freeze_below, full, layer_norm, linear_probe, lora, selected
+from adaptlab.adapt import (
+    anchors,
+    bitfit,
+    chain,
+    freeze_below,
+    full,
+    layer_norm,
+    linear_probe,
+    lora,
+    materialize,
+    selected,
+)
 from adaptlab.models import LlamaShape, language_modelling, llama
 from adaptlab.train import make_objective
 from tests.laws.table import scattered, text_batch
@@ -38,9 +49,29 @@ def test_a_range_counts_as_slices_do_and_leaves_the_other_layers_alone(layers: A
     adaptation = selected("layers/feed_forward/.*", layers=layers)
     moved = jax.tree.map(lambda x: x + 1.0, adaptation.init(KEY, BASE))
     bound = adaptation.bind(BASE, moved)
-    change = bound["layers"]["feed_forward"]["up"]["kernel"] - BASE["layers"]["feed_forward"]["up"]["kernel"]
+    change = (
+        materialize(bound)["layers"]["feed_forward"]["up"]["kernel"] - BASE["layers"]["feed_forward"]["up"]["kernel"]
+    )
     np.testing.assert_allclose(np.abs(change).mean((1, 2)), [float(i in chosen) for i in range(3)], atol=1e-6)
     assert bound["embed"]["embedding"] is BASE["embed"]["embedding"]
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_layer_whose_gradient_is_not_wanted_has_none_and_passes_on_that_of_its_input(transpose: bool):
+    w = jax.random.normal(KEY, (2, 3, 4))
+    x = jax.random.normal(KEY, (5, 4 if transpose else 3))
+
+    def layers(x: jax.Array, w: jax.Array, on: jax.Array) -> jax.Array:
+        y = [leaf.dot(x, leaf.TrainedLayers(w[i], on[i]), transpose=transpose) * (i + 1) for i in range(2)]
+        return jnp.sum(jnp.stack(y) ** 2)
+
+    on = jnp.array([False, True])
+    whole = jax.grad(layers, argnums=(0, 1))(x, w, jnp.array([True, True]))
+    part = jax.grad(layers, argnums=(0, 1))(x, w, on)
+    np.testing.assert_allclose(part[0], whole[0], rtol=1e-5)
+    np.testing.assert_allclose(part[1][1], whole[1][1], rtol=1e-5)
+    assert not np.any(part[1][0])
+    assert np.any(whole[1][0])
 
 
 def test_freezing_below_a_layer_trains_what_lies_above_and_not_the_embeddings():
