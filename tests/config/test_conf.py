@@ -10,7 +10,7 @@ from adaptlab import config
 from adaptlab.adapt import materialize, prepared
 from adaptlab.models import LlamaShape, llama
 from adaptlab.report import Claim
-from experiments import forgetting, low_rank, lr_schedule, pretrain
+from experiments import classification, forgetting, low_rank, lr_schedule, pretrain
 from scripts.evaluate import Evaluation
 
 CONF = config.conf_dir()
@@ -81,7 +81,7 @@ def test_every_claim_has_a_rule(name: str):
     assert all(isinstance(one, Claim) for one in claims.values())
 
 
-@pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in ("base", "domain")])
+@pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in ("base", "domain", "task")])
 def test_a_source_is_described_without_fetching_it(name: str):
     sources = [call for call in calls(node_of(name)) if call["_target_"].startswith("adaptlab.source.")]
     assert sources or name == "domain/text"
@@ -102,6 +102,7 @@ def test_an_adaptation_yaml_fits_the_llama(adapt: str):
 
 
 STUDIES = {
+    "classification": classification.Study,
     "forgetting": forgetting.Study,
     "low_rank": low_rank.Study,
     "lr_schedule": lr_schedule.Study,
