@@ -2,7 +2,7 @@
 
 from adaptlab.adapt import merge
 from adaptlab.adapt.adalora import adalora, orthogonality
-from adaptlab.adapt.adaptation import Adaptation, materialize, prepared
+from adaptlab.adapt.adaptation import Adaptation, count_trained, materialize, prepared
 from adaptlab.adapt.bottleneck import bottleneck
 from adaptlab.adapt.compacter import compacter
 from adaptlab.adapt.compose import chain
@@ -37,6 +37,7 @@ __all__ = [
     "bottleneck",
     "chain",
     "compacter",
+    "count_trained",
     "diff_pruning",
     "dora",
     "expected_l0",

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from adaptlab import leaf, tree
 
-__all__ = ["Adaptation", "axes_of", "materialize", "prepared"]
+__all__ = ["Adaptation", "axes_of", "count_trained", "materialize", "prepared"]
 
 PyTree = Any
 
@@ -24,6 +24,8 @@ class Adaptation(NamedTuple):
         None where nothing is. base' has the base's paths, its leaves may be weight nodes, and it stands wherever the
         other functions take a base. Saved deltas are bound to it again, so it must follow from the base alone: it takes
         no key, and no traced number may enter it, since all runs of a program share one.
+      count: `(base, delta) -> number`: how many of delta's numbers are used and trained, where a mask leaves some out;
+        only shapes of base and delta matter, and the method's own numbers are not traced there. None: all of delta.
     """
 
     init: Callable[[Any, PyTree], PyTree]
@@ -31,11 +33,23 @@ class Adaptation(NamedTuple):
     axes: Callable[[PyTree], PyTree]
     sample: Callable[[PyTree, PyTree, Any], PyTree] | None = None
     prepare: Callable[[PyTree], PyTree] | None = None
+    count: Callable[[PyTree, PyTree], int] | None = None
 
 
 def prepared(adaptation: Adaptation, base: PyTree) -> PyTree:
     """Return the base that an adaptation's `init` and `bind` take."""
     return base if adaptation.prepare is None else adaptation.prepare(base)
+
+
+def count_trained(adaptation: Adaptation, base: PyTree, delta: PyTree) -> int:
+    """Return how many parameters train: the size of delta, without what a mask leaves out.
+
+    Args:
+      adaptation: the method, of numbers that are not traced.
+      base: prepared for it; it and the delta may be shapes.
+      delta: what `init` returned.
+    """
+    return tree.count(delta) if adaptation.count is None else adaptation.count(base, delta)
 
 
 def materialize(params: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from adaptlab import leaf, tree
-from adaptlab.adapt.adaptation import Adaptation, prepared
+from adaptlab.adapt.adaptation import Adaptation, count_trained, prepared
 
 __all__ = ["chain"]
 
@@ -65,6 +65,9 @@ def chain(stages: Mapping[str, Adaptation] | Sequence[Adaptation]) -> Adaptation
             base = prepared(stage, base)
         return base
 
+    def count(base: Any, delta: Any) -> int:
+        return sum(count_trained(stage, base, delta.get(name, {})) for name, stage in named.items())
+
     values = named.values()
     return Adaptation(
         init,
@@ -72,4 +75,5 @@ def chain(stages: Mapping[str, Adaptation] | Sequence[Adaptation]) -> Adaptation
         axes,
         sample=sample if any(stage.sample for stage in values) else None,
         prepare=prepare if any(stage.prepare for stage in values) else None,
+        count=count,
     )

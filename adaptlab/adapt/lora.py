@@ -1,5 +1,6 @@
 """Low-rank adaptation."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
-from adaptlab.adapt.matrices import keep_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import count_ranks, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 from adaptlab.rng import stream_id
 
@@ -37,6 +38,7 @@ def lora(
     *,
     alpha: Traced = 16.0,
     effective_rank: Traced | None = None,
+    layer_ranks: Sequence[Traced] | None = None,
     select: str | Sequence[str] = "layers/.*/kernel",
     scaling: Literal["standard", "rank_stabilised"] = "standard",
     init_a: Init | None = None,
@@ -51,6 +53,8 @@ def lora(
       alpha: the numerator of the scale.
       effective_rank: at most `rank`: only so many columns of A and rows of B are used and trained, and it takes R's
         place in the scale, so that runs of several ranks share a program. None uses all.
+      layer_ranks: the same for each layer of a stack by itself, e.g. `[8, 8, 4, 0]`; a layer of rank 0 is not adapted.
+        Runs of other ranks share a program. The matrices' first axis must be that of the layers.
       select: patterns of whole `/`-joined paths of the matrices to adapt, e.g.
         `"layers/attention/(query|value)/kernel"`. Leading axes (a stack of layers) are batch axes.
       scaling: "standard" is s = alpha / R; "rank_stabilised" is s = alpha / √R (rsLoRA, arXiv:2312.03732, eq. 4).
@@ -66,14 +70,17 @@ def lora(
         raise ValueError(f"rank={rank} must be at least 1; use frozen() to train nothing.")
     if scaling not in ("standard", "rank_stabilised"):
         raise ValueError(f"scaling={scaling!r} is not one of ['standard', 'rank_stabilised'].")
+    if effective_rank is not None and layer_ranks is not None:
+        raise ValueError("effective_rank and layer_ranks both say how many ranks are used; give one of them.")
     init_a, init_b = init_a or fan_in_uniform(), init_b or zeros()
-    used = rank if effective_rank is None else effective_rank
-    scale = alpha / (used if scaling == "standard" else used**0.5)
+    kept = effective_rank if layer_ranks is None else layer_ranks
+    scales = functools.partial(_scales, alpha=alpha, ranks=rank if kept is None else kept, scaling=scaling)
 
     def init(key: jax.Array, base: Any) -> Any:
         delta = {}
         for path, w in targets(tree.flatten(base, leaf.is_node), select).items():
             *lead, d, f = matrix_shape(path, w, "lora")
+            scales(path, tuple(lead))  # raises if the ranks are of other layers
             # One key per path: selecting one more matrix leaves the others' draws as they were.
             key_a, key_b = jax.random.split(jax.random.fold_in(key, stream_id(path)))
             delta[path] = {"a": init_a(key_a, (*lead, d, rank)), "b": init_b(key_b, (*lead, rank, f))}
@@ -86,7 +93,7 @@ def lora(
             a, b = flat_delta.get(f"{path}/a"), flat_delta.get(f"{path}/b")
             if a is None or b is None:
                 return w
-            return leaf.LowRank(w, a, keep_ranks(b, effective_rank), jnp.full(a.shape[:-2], scale, jnp.float32))
+            return leaf.LowRank(w, a, keep_ranks(b, kept), scales(path, a.shape[:-2]))
 
         return tree.map_with_path(node, base, is_leaf=leaf.is_node)
 
@@ -96,7 +103,22 @@ def lora(
             delta[path] = {"a": (*lead, d, "rank"), "b": (*lead, "rank", f)}
         return tree.unflatten(delta)
 
-    return Adaptation(init, bind, axes)
+    return Adaptation(init, bind, axes, count=lambda base, delta: count_ranks(delta, kept))
+
+
+def _scales(path: str, lead: tuple[int, ...], *, alpha: Any, ranks: Any, scaling: str) -> jax.Array:
+    """Return alpha / R, or alpha / √R, as `[*L]`; `ranks` is R, or the R of each layer of the stack."""
+    if not isinstance(ranks, Sequence):
+        return jnp.full(lead, alpha / (ranks if scaling == "standard" else ranks**0.5), jnp.float32)
+    if not lead or lead[0] != len(ranks):
+        raise ValueError(
+            f"layer_ranks has {len(ranks)} numbers and {path!r} is a stack of {lead[0] if lead else 'no'} layers; give "
+            f"one number for each, or narrow `select`."
+        )
+    # A layer without ranks adds zero whatever its scale, which must only be finite.
+    divisor = jnp.maximum(jnp.asarray(ranks, jnp.float32), 1.0)
+    scale = alpha / (divisor if scaling == "standard" else divisor**0.5)
+    return jnp.broadcast_to(scale.reshape(-1, *[1] * (len(lead) - 1)), lead)
 
 
 def as_lora(params: Any) -> Any:

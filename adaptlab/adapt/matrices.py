@@ -5,10 +5,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from adaptlab import leaf, tree
 
-__all__ = ["keep_ranks", "matrix_shape", "targets"]
+__all__ = ["count_ranks", "keep_ranks", "matrix_shape", "targets"]
 
 
 def targets(flat: dict[str, Any], select: str | Sequence[str]) -> dict[str, Any]:
@@ -29,8 +30,28 @@ def matrix_shape(path: str, w: Any, method: str) -> tuple[int, ...]:
 
 
 def keep_ranks(b: jax.Array, used: Any) -> jax.Array:
-    """Return `[*L, R, F]` with zeros in all rows but the first `used` (traced or not; None keeps all)."""
+    """Return `[*L, R, F]` with zeros in all rows but the first `used`.
+
+    Args:
+      b: the factor.
+      used: a number, or a sequence of one number for each index of the first axis; traced or not; None keeps all.
+    """
     if used is None:
         return b
-    kept_R = jnp.arange(b.shape[-2], dtype=jnp.float32) < used
-    return jnp.where(kept_R[:, None], b, jnp.zeros((), b.dtype))
+    used = jnp.asarray(used, jnp.float32)
+    row_R = jnp.arange(b.shape[-2], dtype=jnp.float32).reshape(*[1] * (b.ndim - 2), -1, 1)
+    return jnp.where(row_R < used.reshape(*used.shape, *[1] * (b.ndim - used.ndim)), b, jnp.zeros((), b.dtype))
+
+
+def count_ranks(delta: Any, used: Any) -> int:
+    """Count what of factors A `[*L, D, R]` and B `[*L, R, F]` is used when `keep_ranks` keeps `used`, not traced."""
+    flat = tree.flatten(delta)
+    if used is None:
+        return tree.count(delta)
+    total = 0
+    for path in (name.removesuffix("/a") for name in flat if name.endswith("/a")):
+        *lead, d, rank = flat[f"{path}/a"].shape
+        kept = np.clip(np.ceil(np.asarray(used, np.float64)), 0, rank)
+        each = np.broadcast_to(kept.reshape(*kept.shape, *[1] * (len(lead) - kept.ndim)), lead)
+        total += int(each.sum()) * (d + flat[f"{path}/b"].shape[-1])
+    return total

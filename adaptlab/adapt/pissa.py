@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
-from adaptlab.adapt.matrices import keep_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import count_ranks, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 from adaptlab.rng import key_for
 
@@ -104,7 +104,7 @@ def pissa(
             delta[path] = {"a": (*lead, d, "rank"), "b": (*lead, "rank", f)}
         return tree.unflatten(delta)
 
-    return Adaptation(init, bind, axes, prepare=prepare)
+    return Adaptation(init, bind, axes, prepare=prepare, count=lambda base, delta: count_ranks(delta, effective_rank))
 
 
 def leading_triples(

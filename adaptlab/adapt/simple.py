@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from adaptlab import leaf, tree
-from adaptlab.adapt.adaptation import Adaptation, axes_of, prepared
+from adaptlab.adapt.adaptation import Adaptation, axes_of, count_trained, prepared
 from adaptlab.config import GIVEN
 
 __all__ = ["frozen", "full", "partition", "scratch"]
@@ -116,8 +116,11 @@ def partition(parts: Mapping[str, Adaptation]) -> Adaptation:
     def prepare(base: Any) -> Any:
         return _union([prepared(part, piece) for part, piece in pieces(base)])
 
+    def count(base: Any, delta: Any) -> int:
+        return sum(count_trained(*one) for one in parted(base, delta))
+
     samples, prepares = (any(getattr(p, name) for p in parts.values()) for name in ("sample", "prepare"))
-    return Adaptation(init, bind, axes, sample if samples else None, prepare if prepares else None)
+    return Adaptation(init, bind, axes, sample if samples else None, prepare if prepares else None, count)
 
 
 def _union(trees: list[Any]) -> Any:

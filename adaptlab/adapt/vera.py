@@ -1,5 +1,6 @@
 """Vector-based random matrix adaptation."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,4 +76,9 @@ def vera(
         chosen = targets(axes_of(base_axes), select)
         return tree.unflatten({path: {"d": (*lead, "rank"), "b": (*lead, f)} for path, (*lead, _, f) in chosen.items()})
 
-    return Adaptation(init, bind, axes)
+    def count(base: Any, delta: Any) -> int:
+        kept = rank if effective_rank is None else min(rank, math.ceil(effective_rank))
+        flat = tree.flatten(delta)
+        return sum(math.prod(x.shape[:-1]) * (kept if path.endswith("/d") else x.shape[-1]) for path, x in flat.items())
+
+    return Adaptation(init, bind, axes, count=count)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adaptlab import leaf, tree
-from adaptlab.adapt import fan_in_uniform, lora, materialize, zeros
+from adaptlab.adapt import chain, count_trained, fan_in_uniform, frozen, lora, materialize, partition, zeros
 from tests.laws.table import scattered
 
 BASE = scattered(
@@ -49,6 +49,61 @@ def test_an_effective_rank_is_the_adaptation_of_that_rank():
     grads = tree.flatten(jax.grad(total)(delta))
     assert not np.any(grads["layers/q/kernel/a"][..., 2:])
     assert not np.any(grads["layers/q/kernel/b"][..., 2:, :])
+
+
+@pytest.mark.parametrize("scaling", ["standard", "rank_stabilised"])
+def test_layer_ranks_are_the_adaptation_of_each_layer_with_its_rank(scaling: Any):
+    select = "layers/.*/kernel"
+    adaptation = lora(4, alpha=6.0, layer_ranks=(3.0, 1.0), select=select, scaling=scaling)
+    delta = random_delta(adaptation)
+    merged = materialize(adaptation.bind(BASE, delta))
+    for i, rank in enumerate((3, 1)):
+        layer_base = jax.tree.map(lambda x, i=i: x[i], {"layers": BASE["layers"]})
+        cut = {"a": lambda x, i=i, r=rank: x[i, :, :r], "b": lambda x, i=i, r=rank: x[i, :r]}
+        layer_delta = tree.map_with_path(lambda path, x, cut=cut: cut[path[-1]](x), delta)
+        wanted = materialize(lora(rank, alpha=6.0, select=select, scaling=scaling).bind(layer_base, layer_delta))
+        for path, x in tree.flatten(wanted).items():
+            np.testing.assert_allclose(tree.flatten(merged)[path][i], x, rtol=1e-6, atol=1e-6, err_msg=path)
+
+
+def test_equal_layer_ranks_are_an_effective_rank_in_every_bit():
+    one, each = lora(4, effective_rank=3.0), lora(4, layer_ranks=[3.0, 3.0])
+    delta = random_delta(one)
+    assert tree.digest(each.init(KEY, BASE)) == tree.digest(one.init(KEY, BASE))
+    assert tree.digest(materialize(each.bind(BASE, delta))) == tree.digest(materialize(one.bind(BASE, delta)))
+
+
+def test_a_layer_of_rank_zero_is_the_base_and_trains_nothing():
+    adaptation = lora(4, layer_ranks=[0.0, 2.0])
+    delta = random_delta(adaptation)
+
+    @jax.jit
+    def merged_of(delta: Any, first: Any) -> Any:
+        return materialize(lora(4, layer_ranks=[first, 2.0]).bind(BASE, delta))
+
+    merged = merged_of(delta, 0.0)
+    np.testing.assert_array_equal(merged["layers"]["q"]["kernel"][0], BASE["layers"]["q"]["kernel"][0])
+    assert np.any(merged["layers"]["q"]["kernel"][1] != BASE["layers"]["q"]["kernel"][1])
+    gradient = jax.grad(lambda delta: sum(jnp.sum(x**2) for x in jax.tree.leaves(merged_of(delta, 0.0))))(delta)
+    used = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(gradient))
+    assert used == count_trained(adaptation, BASE, delta) == 2 * 2 * (6 + 4)
+
+
+def test_what_is_counted_is_what_a_gradient_reaches():
+    methods = {
+        "lora": lora(4, effective_rank=3.0),
+        "chain": chain({"ranks": lora(4, layer_ranks=[1.0, 0.0]), "head": lora(2, select="head/kernel")}),
+        "partition": partition({"layers/q/.*": lora(3, effective_rank=1.0, select=".*"), ".*": frozen()}),
+    }
+    for name, adaptation in methods.items():
+        delta = random_delta(adaptation)
+
+        def total(delta: Any, adaptation: Any = adaptation) -> jax.Array:
+            return sum(jnp.sum(x**2) for x in jax.tree.leaves(materialize(adaptation.bind(BASE, delta))))
+
+        reached = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(jax.grad(total)(delta)))
+        shapes = jax.eval_shape(adaptation.init, KEY, BASE)
+        assert count_trained(adaptation, BASE, shapes) == reached < tree.count(delta), name
 
 
 def test_only_what_is_selected_is_adapted():
@@ -102,6 +157,9 @@ def test_adapters_nest_and_the_outer_one_sees_the_inner_one_as_its_weight():
     ("options", "message"),
     [
         ({"rank": 0}, "rank=0 must be at least 1; use frozen"),
+        ({"effective_rank": 2.0, "layer_ranks": [2.0, 2.0]}, "effective_rank and layer_ranks both"),
+        ({"layer_ranks": [2.0, 2.0, 1.0]}, "layer_ranks has 3 numbers and 'layers/.*' is a stack of 2 layers"),
+        ({"layer_ranks": [2.0], "select": "head/kernel"}, "1 numbers and 'head/kernel' is a stack of no layers"),
         ({"scaling": "loud"}, r"scaling='loud' is not one of \['standard', 'rank_stabilised'\]"),
         ({"select": "layer/.*"}, "(?s)Selector 'layer/.*' matches nothing.*layers/q/kernel"),
         ({"select": "norm/scale"}, r"lora selects 'norm/scale' of shape \(6,\), which is not a matrix"),
