@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adaptlab import tree
+from adaptlab.adapt import bottleneck, prefix, prompt
 from adaptlab.models import GPT2Shape, Model, gpt2
 from tests.laws.table import scattered
 
@@ -60,6 +61,26 @@ def test_it_has_the_slots_of_every_stack():
         "layers/feed_forward_adapter",
         "prompt",
     ]
+
+
+@pytest.mark.parametrize("make", [prefix, prompt, bottleneck])
+def test_what_is_bound_at_a_slot_is_heard(make: Any):
+    adaptation = make(3, slots=MODEL.slots())
+    delta = scattered(adaptation.init(jax.random.key(1), PARAMS), 1)
+    bound = adaptation.bind(PARAMS, delta)
+    assert np.abs(np.asarray(jax.jit(MODEL.apply)(bound, TOKENS)) - logits()).max() > 0.01
+
+
+def test_a_prompt_is_the_beginning_of_the_text():
+    rows = jnp.asarray(np.random.default_rng(1).normal(size=(3, 16)), jnp.float32)
+    adaptation = prompt(3, init="random", slots=MODEL.slots())
+    delta = jax.tree.map(lambda x: rows, adaptation.init(jax.random.key(0), PARAMS))
+    got = jax.jit(MODEL.apply)(adaptation.bind(PARAMS, delta), TOKENS)
+    table = jnp.concatenate([PARAMS["embed"]["embedding"], rows])
+    whole = tree.unflatten(tree.flatten(PARAMS) | {"embed/embedding": table})
+    longer = jnp.concatenate([jnp.broadcast_to(jnp.arange(24, 27, dtype=jnp.int32), (2, 3)), TOKENS], axis=1)
+    wanted = jax.jit(MODEL.apply)(whole, longer)[:, 3:, :24]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_rows_longer_than_the_learned_positions_are_an_error():
