@@ -19,6 +19,11 @@ LLAMA = ("llama_untied_gqa",)
 SLOTTED: dict[str, Any] = {"only": LLAMA, "not_an_array": ADDED}
 FRONT: dict[str, Any] = SLOTTED | {"not_the_base": IN_FRONT}
 
+REPEATED = {
+    *(("llama_untied_gqa", name) for name in ("ia3", "p_tuning", "prefix_reparametrised", "textual_inversion")),
+}
+"""Cells that run with `slow` only: another cell has the same node, or the same path to it."""
+
 
 def bottlenecks(slots_a_layer: int) -> Any:
     """L · (2 D R + R + D) a slot."""
