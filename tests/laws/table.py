@@ -307,6 +307,7 @@ REPEATED = {
     *(("llama_untied_gqa", name) for name in ("lora_rank_stabilised", "lora_some", "lora_embedding")),
     *(("llama_untied_gqa", name) for name in ("pissa", "dora", "dora_detached", "vera", "adalora", "random_subspace")),
     *encoders.repeated(ADAPTATIONS),
+    *slots.REPEATED,
 }
 """Cells that run with `slow` only: the two Llamas differ in their heads alone, and these LoRAs in a number or a pattern
 from one that runs on them; the multilayer perceptron runs them all."""
