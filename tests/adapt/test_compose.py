@@ -131,3 +131,24 @@ def test_a_part_that_draws_draws_and_the_others_are_bound():
     np.testing.assert_array_equal(drawn["norm"]["scale"], delta["norm"]["scale"])
     assert np.any(drawn["q"]["kernel"] != BASE["q"]["kernel"])
     assert partition({".*": frozen()}).sample is None
+
+
+def test_stages_of_a_config_get_the_models_slots():
+    node = {
+        "_target_": "adaptlab.adapt.chain",
+        "stages": {
+            "adapter": {"_target_": "adaptlab.adapt.bottleneck", "width": 2},
+            "lora": {"_target_": "adaptlab.adapt.lora", "rank": 2},
+        },
+    }
+    built = config.instantiate(config.validate(node), fresh=MODEL.init, slots=MODEL.slots())
+
+    @jax.jit
+    def both(base: Any) -> Any:
+        started = built.bind(base, built.init(KEY, base))
+        moved = built.bind(base, scattered(built.init(KEY, base), 1))
+        return [MODEL.apply(p, jnp.ones((1, 3), jnp.int32)) for p in (base, started, moved)]
+
+    plain, started, moved = both(TEXT)
+    np.testing.assert_allclose(started, plain, atol=1e-6)
+    assert np.abs(moved - plain).max() > 0.01

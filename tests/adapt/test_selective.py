@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptlab import leaf, tree
+from adaptlab import config, leaf, tree
 from adaptlab.adapt import (
     anchors,
     bitfit,
@@ -18,7 +18,7 @@ from adaptlab.adapt import (
     materialize,
     selected,
 )
-from adaptlab.models import LlamaShape, language_modelling, llama
+from adaptlab.models import BertShape, LlamaShape, bert_classifier, language_modelling, llama
 from adaptlab.train import make_objective
 from tests.laws.table import scattered, text_batch
 
@@ -125,3 +125,31 @@ def test_weights_are_anchored_where_they_started_and_factors_at_zero():
         else:
             wanted = tree.flatten(BASE)[path[2:]] if path.startswith("2/") else jnp.zeros_like(x)
         np.testing.assert_array_equal(x, wanted, err_msg=path)
+
+
+def test_the_defaults_name_the_head_biases_norms_and_layers_of_an_encoder():
+    model = bert_classifier(BertShape(32, width=16, depth=2, heads=4, ffn_width=20, context=12), classes=4)
+    base = jax.jit(model.init)(KEY)
+    chosen = {
+        name: set(tree.flatten(config.instantiate(config.compose(f"adapt/{name}")["adapt"]).init(KEY, base)))
+        for name in ("linear_probe", "bitfit", "layer_norm", "freeze_below", "embeddings")
+    }
+    paths = set(tree.flatten(base))
+    assert chosen["linear_probe"] == {"classifier/kernel", "classifier/bias"}
+    assert chosen["bitfit"] == {path for path in paths if path.endswith("/bias")}
+    assert chosen["layer_norm"] == {p for p in paths if "norm/" in p}
+    layers = {f"1:/{path}" for path in paths if path.startswith("layers/")}
+    assert chosen["freeze_below"] == layers | {p for p in paths if not p.startswith("layers/") and "embed" not in p}
+    assert chosen["embeddings"] == {p for p in paths if p.endswith("embed/embedding")} != set()
+
+
+def test_a_penalty_on_the_distance_from_the_anchors_is_zero_at_the_start_and_pulls_back():
+    adaptation = chain([selected("layers/.*", layers=[1, None]), layer_norm()])
+    start = adaptation.init(KEY, BASE)
+
+    def penalty(delta: Any) -> jax.Array:
+        moved = jax.tree.map(jnp.subtract, delta, anchors(BASE, delta))
+        return tree.dot(moved, moved)
+
+    assert float(penalty(start)) == 0.0
+    assert float(penalty(jax.tree.map(lambda x: x + 1.0, start))) == pytest.approx(tree.count(start), rel=1e-5)
