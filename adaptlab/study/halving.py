@@ -3,7 +3,7 @@
 import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from adaptlab import report
 
@@ -19,11 +19,14 @@ class Halving(NamedTuple):
       eta: η, one in η goes on.
       first: the share of the budget at which the first comparison is made.
       metric: what is compared, smaller is better; None is the target's held-out loss.
+      reward: compares the gain in that metric over the base instead, larger is better, see `adaptlab.study.reward`;
+        None compares the metric itself.
     """
 
     eta: int
     first: float
     metric: str | None
+    reward: Literal["gain", "gain_per_parameter"] | None = None
 
     def rungs(self, total_steps: int, measure_every: int) -> list[int]:
         """Return the steps at which runs are compared: first · T · η^k, each raised to the next measurement."""
@@ -44,7 +47,13 @@ class Halving(NamedTuple):
         return {key for _, key in order[: math.ceil(len(order) / self.eta)]}
 
 
-def successive_halving(*, eta: int = 3, first: float = 0.04, metric: str | None = None) -> Halving:
+def successive_halving(
+    *,
+    eta: int = 3,
+    first: float = 0.04,
+    metric: str | None = None,
+    reward: Literal["gain", "gain_per_parameter"] | None = None,
+) -> Halving:
     """Return the rule of successive halving (Jamieson and Talwalkar, arXiv:1502.07943, fig. 3).
 
     All runs go to the first rung, where they wait in their checkpoints; the best one in `eta` goes on to the next one,
@@ -55,15 +64,19 @@ def successive_halving(*, eta: int = 3, first: float = 0.04, metric: str | None 
       eta: η, at least 2.
       first: the share of the budget at the first rung, in (0, 1).
       metric: what is compared, e.g. `"held_out/german_speeches/loss"`, smaller is better; None is the target's loss.
+      reward: "gain" compares L(base) - L(run), L the metric, which must be a held-out one; "gain_per_parameter" divides
+        it by the number of parameters that train. Larger is better. None compares the metric itself.
 
     Raises:
-      ValueError: an `eta` below 2, or a `first` outside (0, 1).
+      ValueError: an `eta` below 2, a `first` outside (0, 1), or an unknown reward.
     """
     if eta < 2:
         raise ValueError(f"eta={eta} must be at least 2: one run in eta goes on.")
     if not 0 < first < 1:
         raise ValueError(f"first={first} must be between 0 and 1: it is a share of the training budget.")
-    return Halving(eta, first, metric)
+    if reward not in (None, "gain", "gain_per_parameter"):
+        raise ValueError(f"reward={reward!r} is not one of [None, 'gain', 'gain_per_parameter'].")
+    return Halving(eta, first, metric, reward)
 
 
 def journal_value(home: Path, step: int, metric: str) -> float | None:

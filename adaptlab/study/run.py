@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from adaptlab import adapt, report, tree
+from adaptlab import adapt, report
 from adaptlab.study.folder import StudyError, write_json
 from adaptlab.study.halving import Halving, journal_value
 from adaptlab.study.lab import Lab
 from adaptlab.study.members import Member
 from adaptlab.study.programs import Shared, plan, share
+from adaptlab.study.reward import comparison, trained_parameters
 from adaptlab.study.settings import Replication
 from adaptlab.train import Clock, Fitted, Run, Seat, Work, Writer, alone, course, fit_replicas, open_checkpoints
 
@@ -58,6 +59,7 @@ def run_members(
     folder: Path,
     wandb: Mapping[str, Any],
     replication: Replication = Replication(),  # noqa: B008 (a constant)
+    halving: Halving | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run the members of a study and return `{name: result}`. Finished ones are not run again.
 
@@ -67,9 +69,10 @@ def run_members(
       folder: the study's; each member has `runs/<name>` in it.
       wandb: the settings of the W&B mirror, see `Wandb`.
       replication: how members that differ only in numbers are run together.
+      halving: ends the worse runs early, see `Halving`.
     """
     tasks = [Task(m, folder / "runs" / m.name, f"{folder.name}/{m.name}", folder.name, wandb) for m in members]
-    run_tasks(lab, tasks, folder, replication)
+    run_tasks(lab, tasks, folder, replication, halving)
     return {task.member.name: task.result for task in tasks if task.result}
 
 
@@ -94,13 +97,15 @@ def run_tasks(
     plan(lab, [task.member for task in tasks if not task.result])
     programs: dict[str, Shared] = {}
     running = list(tasks)
-    for until in halving.rungs(lab.total_steps, lab.training.measure_every) if halving else ():
+    metric = (halving.metric if halving else None) or f"held_out/{lab.target}/loss"
+    rungs = halving.rungs(lab.total_steps, lab.training.measure_every) if halving else []
+    compared = comparison(lab, halving.reward if halving and rungs else None, metric)
+    for until in rungs:
         assert halving is not None
-        metric = halving.metric or f"held_out/{lab.target}/loss"
         # A run whose value at the rung is in its journal has been there: it waits in its checkpoint.
         due = [t for t in running if journal_value(t.home, until, metric) is None]
         _run_due(lab, due, folder, replication, programs, until)
-        values = {i: journal_value(t.home, until, metric) for i, t in enumerate(running)}
+        values = {i: compared(t.member, journal_value(t.home, until, metric)) for i, t in enumerate(running)}
         kept = halving.survivors(values)
         log.info("step %d: %d of %d runs go on", until, len(kept), len(running))
         _run_due(lab, [t for i, t in enumerate(running) if i not in kept], folder, replication, programs, until, True)
@@ -248,7 +253,7 @@ def _result(lab: Lab, task: Task, shared: Shared, fitted: Fitted, clock: Clock) 
         "seed": member.seed,
         "numbers": member.numbers,
         "steps": lab.total_steps,
-        "trainable_parameters": tree.count(fitted.delta),
+        "trainable_parameters": trained_parameters(lab, member),
         "flops": shared.flops * int(fitted.state.step),
         "flops_per_token": shared.flops / tokens,
         "tokens_per_second": speed,

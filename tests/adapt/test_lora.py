@@ -99,7 +99,9 @@ def test_what_is_counted_is_what_a_gradient_reaches():
         delta = random_delta(adaptation)
 
         def total(delta: Any, adaptation: Any = adaptation) -> jax.Array:
-            return sum(jnp.sum(x**2) for x in jax.tree.leaves(materialize(adaptation.bind(BASE, delta))))
+            return sum(
+                (jnp.sum(x**2) for x in jax.tree.leaves(materialize(adaptation.bind(BASE, delta)))), jnp.zeros(())
+            )
 
         reached = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(jax.grad(total)(delta)))
         shapes = jax.eval_shape(adaptation.init, KEY, BASE)

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,15 @@ def test_of_equal_runs_the_first_goes_on():
     assert successive_halving(eta=2).survivors({"z": 1.0, "a": 1.0}) == {"z"}
 
 
-@pytest.mark.parametrize(("options", "said"), [({"eta": 1}, "eta=1 must be at least 2"), ({"first": 1.0}, "first=1.0")])
-def test_a_rule_that_prunes_nothing_is_refused(options: dict, said: str):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"eta": 1}, "eta=1 must be at least 2"),
+        ({"first": 1.0}, "first=1.0"),
+        ({"reward": "loss"}, r"reward='loss' is not one of \[None, 'gain', 'gain_per_parameter'\]"),
+    ],
+)
+def test_a_rule_that_prunes_nothing_or_by_nothing_is_refused(options: dict, said: str):
+    make: Any = getattr(successive_halving, "__wrapped__", successive_halving)  # without the checker of annotations
     with pytest.raises(ValueError, match=said):
-        successive_halving(**options)
+        make(**options)
