@@ -9,6 +9,9 @@ What is merged is chosen by `space`:
     delta     the arrays of the deltas, which must be of one adaptation; the result is a delta of it
     factors   low-rank updates, added exactly by concatenating their factors, for a method that is a weighted sum; the
               result is a LoRA of the sum of the ranks
+
+With `greedy=FILE`, a held-out text, models are averaged one after another, best first, and one that would raise the
+loss on the text is left out.
 """
 
 import json
@@ -30,6 +33,7 @@ class Merging:
       out: where the result is saved, a `.safetensors` file.
       weights: one for each delta; null is 1.
       space: what is merged: "weights", "delta" or "factors".
+      greedy: a text file whose loss says which models are averaged at all (a greedy soup), or null.
       seed: of what the method draws.
       mesh: the devices.
     """
@@ -40,6 +44,7 @@ class Merging:
     out: str
     weights: list[float] | None
     space: Literal["weights", "delta", "factors"]
+    greedy: str | None
     seed: int
     mesh: dict[str, Any]
 
@@ -48,8 +53,8 @@ def merge(job: Merging) -> dict[str, Any]:
     """Merge, save, and return what was made of what.
 
     Raises:
-      ConfigError: weights that do not fit the deltas, other adaptations in the space of deltas, or a method that is not
-        a weighted sum in the space of factors.
+      ConfigError: weights that do not fit the deltas, other adaptations in the space of deltas, a method that is not a
+        weighted sum in the space of factors, or a greedy soup of anything but the plain average of models.
       ValueError: a delta that is damaged or of another base.
     """
     method = al.config.instantiate(job.method)
@@ -63,6 +68,10 @@ def merge(job: Merging) -> dict[str, Any]:
             f"space=factors adds low-rank updates exactly, and {job.method['_target_']} is not a weighted sum: choose "
             f"space=weights, or method=average or method=task_arithmetic."
         )
+    if job.greedy and (job.space != "weights" or job.weights or not job.method["_target_"].endswith(".average")):
+        raise al.config.ConfigError(
+            f"greedy={job.greedy!r} chooses what to average: it goes with method=average, space=weights and no weights."
+        )
     pretrained = al.config.instantiate(job.base["model"])
     saved = [al.adapt.load_delta(path, base=pretrained.fingerprint) for path in job.deltas]
     if job.space == "delta" and (
@@ -72,20 +81,21 @@ def merge(job: Merging) -> dict[str, Any]:
             f"space=delta merges deltas of one adaptation: {odd} are not of that of {job.deltas[0]}, {saved[0].adapt}; "
             f"choose space=weights."
         )
-    delta, adapt = _merged(job, method, weights, saved)
+    delta, adapt, weights = _merged(job, method, weights, saved)
     digest = al.adapt.save_delta(job.out, delta, adapt=adapt, base=pretrained.fingerprint)
     parameters = al.tree.count(delta)
     return {"out": job.out, "deltas": job.deltas, "weights": weights, "parameters": parameters, "digest": digest}
 
 
-def _merged(job: Merging, method: Any, weights: list[float], saved: list[Any]) -> tuple[Any, dict[str, Any]]:
+def _merged(job: Merging, method: Any, weights: list[float], saved: list[Any]) -> tuple[Any, dict[str, Any], Any]:
+    """Return the delta, the config of its adaptation, and the weights that it has."""
     pretrained, _, base = al.study.open_base(job.base, al.config.instantiate(job.mesh))
     given = {"fresh": pretrained.model.init, "slots": pretrained.model.slots()}
     if job.space == "delta":
         adaptation = al.config.instantiate(saved[0].adapt, **given)
         prepared = al.adapt.prepared(adaptation, base)
         deltas = [one.delta for one in saved]
-        return al.adapt.merge.merge_deltas(method, prepared, deltas, weights, job.seed), saved[0].adapt
+        return al.adapt.merge.merge_deltas(method, prepared, deltas, weights, job.seed), saved[0].adapt, weights
 
     def bound(one: Any) -> Any:
         adaptation = al.config.instantiate(one.adapt, **given)
@@ -93,8 +103,24 @@ def _merged(job: Merging, method: Any, weights: list[float], saved: list[Any]) -
 
     models = [bound(one) for one in saved]
     if job.space == "factors":
-        return al.adapt.merge.concatenated(base, models, method.coefficients(weights))
-    return al.adapt.merge.merge_weights(method, base, models, weights, job.seed), {"_target_": "adaptlab.adapt.full"}
+        return *al.adapt.merge.concatenated(base, models, method.coefficients(weights)), weights
+    full = {"_target_": "adaptlab.adapt.full"}
+    if job.greedy:
+        models = [al.adapt.materialize(model) for model in models]
+        soup, members = al.adapt.merge.greedy_soup(models, _loss_on(job, pretrained))
+        return soup, full, [float(i in members) for i in range(len(models))]
+    return al.adapt.merge.merge_weights(method, base, models, weights, job.seed), full, weights
+
+
+def _loss_on(job: Merging, pretrained: Any) -> Any:
+    """Return `model -> loss` in nats per token on the text that decides."""
+    tokenizer = al.config.instantiate(job.base["tokenizer"])
+    documents = tokenizer.encode(list(al.data.local_text(job.greedy, split="paragraph").documents))
+    packed = al.data.pack(documents, min(256, pretrained.context))
+    batches = al.data.fixed_batches(packed, min(4, len(packed.tokens)))
+    measurement = al.measure.held_out_text(pretrained.model, tokenizer.token_bytes_V)
+    probe = al.measure.make_probe(measurement, {"text": batches})
+    return lambda model: probe(model)["text/loss"]
 
 
 @al.config.main("merge", Merging)

@@ -24,7 +24,7 @@ def diff_pruning(
     structure: Literal["none", "matrix", "output"] = "none",
     log_alpha: Traced = 5.0,
 ) -> Adaptation:
-    """W + z ⊙ w with trained w and hard-concrete gates z (diff pruning, arXiv:2012.07463, sec. 3.1 and 3.2).
+    """W + z ⊙ w with trained w and hard-concrete gates z (diff pruning, arXiv:2012.07463, sec. 3.1 and 3.3).
 
         s = σ(log u - log(1 - u) + log α),  u ~ U(0, 1),  z = min(1, max(0, s (ζ - γ) + γ))
 
@@ -125,7 +125,7 @@ def _open(log_alpha: Any) -> jax.Array:
 
 
 def l0(*, strength: Traced) -> Callable[[Any, Any], jax.Array]:
-    """The penalty λ · E‖δ‖₀ (arXiv:2012.07463, eq. 4): λ for every weight that is expected to change.
+    """The penalty λ · E‖δ‖₀ (arXiv:2012.07463, sec. 3.1): λ for every weight that is expected to change.
 
     Args:
       strength: λ. The sum goes over all weights, so that it is small: the paper's is about 1e-7.
@@ -134,7 +134,7 @@ def l0(*, strength: Traced) -> Callable[[Any, Any], jax.Array]:
 
 
 def magnitude_pruned(delta: Any, density: float) -> Any:
-    """Return the delta with the largest changes alone, by their size over all weights together (sec. 3.3).
+    """Return the delta with the largest changes alone, by their size over all weights together (sec. 3.2).
 
     Gates of the result stand open, so that w is the change itself: exactly the share `density` of it is not zero, or
     less if fewer gates were open.

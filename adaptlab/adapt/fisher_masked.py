@@ -19,7 +19,7 @@ _NAME = "fisher_mask"
 
 
 def fisher_masked(mask: str | Mapping[str, Any]) -> Adaptation:
-    """Train the weights of a mask alone: W + a sparse change at fixed places (FISH mask, arXiv:2111.09839, sec. 3.2).
+    """Train the weights of a mask alone: W + a sparse change at fixed places (FISH mask, arXiv:2111.09839).
 
     delta holds one value per chosen weight and path, `[K]`, starting at zero. The places rest in the prepared base,
     layer by layer, so that a scan slices them; a layer with fewer than the most has places that hold zero.
@@ -87,7 +87,7 @@ def fisher_mask(
     select: str | Sequence[str] = ".*",
     scope: Literal["all", "tensor"] = "all",
 ) -> dict[str, Any]:
-    """Return the places of the largest Fisher information, a tree of int32 `[K]` (arXiv:2111.09839, eq. 6).
+    """Return the places of the largest Fisher information, a tree of int32 `[K]` (arXiv:2111.09839).
 
     Args:
       fisher: the diagonal, of the base's shapes; see `adaptlab.measure.fisher_diagonal`.

@@ -123,7 +123,7 @@ def _agreed(parts: list[np.ndarray], weights: Sequence[float], elect: str) -> np
 
 
 def dare(merge: Merge | None = None, *, density: float = 0.1) -> Merge:
-    """Drop entries at random, rescale the others by 1 / density, then merge (DARE, arXiv:2311.03099, eq. 3).
+    """Drop entries at random, rescale the others by 1 / density, then merge (DARE, arXiv:2311.03099).
 
     Args:
       merge: what merges the sparse vectors; by default `task_arithmetic()`.

@@ -111,7 +111,7 @@ def bitfit(select: str | Sequence[str] = ".*bias") -> Adaptation:
 
 
 def layer_norm(select: str | Sequence[str] = ".*norm/(scale|bias)") -> Adaptation:
-    """Train the gains (and biases) of the normalisations (arXiv:2312.11420, sec. 3)."""
+    """Train the gains (and biases) of the normalisations (arXiv:2312.11420)."""
     return selected(select)
 
 

@@ -13,7 +13,7 @@ Loss = Callable[[Any, Any, jax.Array], Any]
 
 
 def fisher_diagonal(loss: Loss, params: Any, batches: Iterable[Any], key: jax.Array, *, chunk: int = 4) -> Any:
-    """F_j = 1/N Σ_i (∂ log p(y_i | x_i) / ∂θ_j)², over N examples (arXiv:2111.09839, eq. 4).
+    """F_j = 1/N Σ_i (∂ log p(y_i | x_i) / ∂θ_j)², over N examples (arXiv:2111.09839).
 
     The labels are those of the data, which makes it the empirical Fisher, not the Fisher of the model's own
     predictions. An example is a row of a batch: its log-likelihood is the sum over its targets. Rows without any

@@ -160,6 +160,7 @@ def test_a_method_below_another_is_chosen_by_its_word():
     ("overrides", "message"),
     [
         (["weights=[1.0]"], r"weights=\[1.0\] for 2 deltas: give deltas, and one weight for each"),
+        (["method=ties", "greedy=text.txt"], r"it goes with method=average, space=weights and no weights"),
         (["method=ties", "space=factors"], "ties is not a weighted sum: choose space=weights"),
     ],
     ids=str,
