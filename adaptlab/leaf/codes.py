@@ -12,6 +12,7 @@ is the weight that a QLoRA trained elsewhere had below it.
 Letters: L leading (layer) axes, R rows, C columns; blocks lie along C.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -69,7 +70,9 @@ def _nearest(x: Any, sorted_values: np.ndarray) -> Any:
     middles = (sorted_values[1:] + sorted_values[:-1]) / 2
     if isinstance(x, np.ndarray):
         return np.searchsorted(middles, x).astype(np.uint8)
-    return jnp.searchsorted(jnp.asarray(middles), x, method="compare_all").astype(jnp.uint8)
+    if len(middles) < 16:  # one fused pass; a search compares with all at once, in memory
+        return functools.reduce(jnp.add, [(x > middle).astype(jnp.uint8) for middle in middles])
+    return jnp.searchsorted(jnp.asarray(middles), x).astype(jnp.uint8)
 
 
 def encode(x: Any, code: str) -> Any:

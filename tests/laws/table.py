@@ -29,6 +29,7 @@ from adaptlab.adapt import (
     lora,
     partition,
     pissa,
+    quantization_aware,
     random_subspace,
     selected,
     share,
@@ -206,6 +207,11 @@ ADAPTATIONS = {
         lambda m, alpha: lora(3, alpha=alpha, select=m.matrices, scaling="rank_stabilised"),
         lambda shapes: low_rank(shapes, BODY, rank=3),
     ),
+    "lora_layer_ranks": AdaptationRow(
+        lambda m, alpha: lora(RANK, alpha=alpha, layer_ranks=[2.0, 1.0], select=m.matrices),
+        lambda shapes: low_rank(shapes, BODY),  # the second layer's other rank is stored, and does not train
+        only=("llama_untied_gqa",),
+    ),
     "lora_some": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=m.some_matrices), lambda shapes: low_rank(shapes, SOME)
     ),
@@ -239,6 +245,20 @@ ADAPTATIONS = {
     ),
     "random_subspace": AdaptationRow(
         lambda m, alpha: random_subspace(11, select=m.matrices, structure_aware=True), lambda shapes: 11
+    ),
+    "quantization_aware": AdaptationRow(
+        lambda m, alpha: quantization_aware(full(), "nf4", block=2, select=m.matrices),
+        every,
+        only=("llama_untied_gqa", "mlp"),
+        not_the_base="It starts as the quantised base.",
+    ),
+    "quantization_aware_lora": AdaptationRow(
+        lambda m, alpha: quantization_aware(
+            lora(RANK, alpha=alpha, select=m.matrices), "int8", block=0, select=m.matrices
+        ),
+        lambda shapes: low_rank(shapes, BODY),
+        only=("mlp",),
+        not_the_base="It starts as the quantised base.",
     ),
     "lora_embedding": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=[m.matrices, m.embedding or ""]),
