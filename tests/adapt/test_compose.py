@@ -6,8 +6,19 @@ import numpy as np
 import pytest
 
 from adaptlab import config, leaf, tree
-from adaptlab.adapt import Adaptation, bottleneck, chain, frozen, full, lora, materialize, partition, selected
-from adaptlab.models import LlamaShape, llama
+from adaptlab.adapt import (
+    Adaptation,
+    bottleneck,
+    chain,
+    frozen,
+    full,
+    layer_norm,
+    lora,
+    materialize,
+    partition,
+    selected,
+)
+from adaptlab.models import LlamaShape, Quantization, llama, quantize
 from tests.laws.table import scattered
 
 BASE = scattered({"q": {"kernel": jnp.zeros((2, 6, 4))}, "norm": {"scale": jnp.zeros(6)}}, 0)
@@ -152,3 +163,17 @@ def test_stages_of_a_config_get_the_models_slots():
     plain, started, moved = both(TEXT)
     np.testing.assert_allclose(started, plain, atol=1e-6)
     assert np.abs(moved - plain).max() > 0.01
+
+
+def test_a_chain_stands_on_a_quantised_base():
+    base = jax.device_put(quantize(jax.device_get(TEXT), Quantization("nf4", select="layers/.*/kernel", block=2)))
+    both = chain([lora(2, alpha=3.0), layer_norm()])
+    delta = scattered(both.init(KEY, base), 1)
+    bound = both.bind(base, delta)
+    ids = jnp.ones((1, 3), jnp.int32)
+    np.testing.assert_allclose(MODEL.apply(bound, ids), MODEL.apply(materialize(bound), ids), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        MODEL.apply(both.bind(base, both.init(KEY, base)), ids), MODEL.apply(base, ids), rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="layers/attention/key/kernel is a Quantized node and cannot train in full"):
+        selected("layers/attention/key/kernel").init(KEY, base)
