@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adaptlab import leaf
-from adaptlab.adapt import Adaptation, full, lora
+from adaptlab.adapt import Adaptation, full, lora, pissa, prepared
 from adaptlab.measure.update_probe import (
     METRICS,
     make_update_probe,
@@ -67,6 +67,17 @@ def test_an_update_that_is_not_there_yet_has_a_size_but_no_rank():
     assert found["update/relative_norm/layers.a/0"] == 0
     assert found["update/cosine/layers.a/1"] == 1
     assert not [name for name in found if "rank/" in name]
+
+
+def test_pissa_starts_at_the_base_and_its_update_is_that_of_the_base_not_of_the_residual():
+    adaptation = pissa(2)
+    start = prepared(adaptation, base())
+    probe = make_update_probe(measured_updates(metrics=["norm"]), lambda numbers, *args: adaptation.bind(*args), start)
+    assert probe({}, start, adaptation.init(jax.random.key(0), start))["update/norm/layers.a/0"] < 1e-5
+    delta = jax.tree.map(lambda x: x + 0.1, adaptation.init(jax.random.key(0), start))
+    change = leaf.dense(adaptation.bind(start, delta)["layers"]["a"]["kernel"]) - base()["layers"]["a"]["kernel"]
+    found = probe({}, start, delta)
+    assert found["update/norm/layers.a/1"] == pytest.approx(float(jnp.linalg.norm(change[1])), rel=1e-4)
 
 
 def test_only_what_is_wanted_is_measured():
