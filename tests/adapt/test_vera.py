@@ -22,7 +22,8 @@ EVERY = ["layers/.*/kernel", "head/kernel"]
 
 
 def changed(adaptation: Any, delta: Any, base: Any = BASE) -> dict[str, np.ndarray]:
-    merged, plain = tree.flatten(materialize(adaptation.bind(base, delta))), tree.flatten(base)
+    merged = jax.jit(lambda delta: materialize(adaptation.bind(base, delta)))(delta)
+    merged, plain = tree.flatten(merged), tree.flatten(base)
     return {path: np.asarray(merged[path] - plain[path]) for path in plain}
 
 
