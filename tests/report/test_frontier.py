@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from adaptlab import config
 from adaptlab.report.claims import claim, judge
 from adaptlab.report.effects import difference
 from adaptlab.report.frontier import attained, frontier, frontier_forgetting, measured, rate_at_gain
@@ -115,3 +116,33 @@ def test_fractions_that_mean_nothing_are_refused():
         frontier_forgetting(())
     with pytest.raises(ValueError, match="fraction must be in"):
         measured("stable_rank", 0.0)
+
+
+def test_the_claims_of_the_study_of_low_rank_updates_are_built_from_yaml_and_judged():
+    claims = config.instantiate(config.validate(config.compose("claims/low_rank")["claims"]))
+    rates = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+    arms = {
+        "full": Arm(forgets=0.4),
+        **{f"lora_r{rank}": Arm(forgets=0.2, peak=1e-3, rates=rates) for rank in (1, 4, 16, 64)},
+        "rslora_r64": Arm(forgets=0.2, peak=1e-3, rates=rates),
+        "pissa_r16": Arm(speed=9.0),
+        "attention_r64": Arm(forgets=0.2, rates=(1e-6, 3e-6)),
+    }
+    curves, runs = plant(arms)
+    count = {name: 0.02 if name == "full" else 2.0 for name in arms}
+    runs = {
+        name: run | {"update": {"intruders_0.5": count[run["method"]] + 0.01 * run["seed"] * (run["method"] == "full")}}
+        for name, run in runs.items()
+    }
+    verdicts = judge(claims, curves, runs, TARGET, UPSTREAM)
+    assert {name: v.verdict for name, v in verdicts.items()} == {
+        "lora_forgets_less": "supported",
+        "lower_ranks_forget_less": "contradicted",  # a precise null
+        "lora_gains_as_much": "supported",
+        "lora_wants_ten_times_the_rate": "supported",
+        "the_best_rate_does_not_depend_on_rank": "supported",
+        "all_layers_beat_attention_only": "supported",
+        "rank_stabilised_scaling_helps_at_high_rank": "inconclusive",
+        "pissa_starts_faster": "supported",
+        "lora_has_intruder_dimensions": "supported",
+    }
