@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from adaptlab import leaf, tree
+from adaptlab import config, leaf, tree
 from adaptlab.adapt import materialize
 from adaptlab.leaf import Affine, Quantized
 from adaptlab.models import Quantization, pretrained, quantize, quantized, save_hf
@@ -104,3 +104,16 @@ def test_files_without_blocks_have_none_to_keep(tmp_path: Path):
         quantized(pretrained(local(tmp_path / "hf")), Quantization("stored"))
     with pytest.raises(ValueError, match=r"attn_k\.weight is of ggml type 0; blocks of \['Q4_0', 'Q4_1', 'Q8_0'\]"):
         quantized(gguf_file(tmp_path / "m.gguf", "F32"), Quantization("stored"))
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_the_blocks_of_smollm2_are_its_dequantised_weights_in_a_fifth_of_the_bytes():
+    node = config.compose("base/smollm2", [])["base"]
+    plain = config.instantiate(node["model"])
+    flat = tree.flatten(plain.load())
+    kept = quantized(plain, Quantization("stored", select=[".*/kernel", "embed/embedding"]))[1]
+    for path, weight in tree.flatten(kept, leaf.is_node).items():
+        np.testing.assert_array_equal(jax.jit(leaf.dense)(weight), flat[path], err_msg=path)
+    # 5 bits for a weight of the layers (4 and two scales), 8.5 for one of the embedding
+    assert tree.nbytes(kept) < tree.nbytes(flat) / 5
