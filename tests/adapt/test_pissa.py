@@ -8,7 +8,9 @@ import pytest
 from adaptlab import leaf, tree
 from adaptlab.adapt import as_lora, full, lora, materialize, partition, pissa, prepared
 from adaptlab.adapt.pissa import leading_triples
-from adaptlab.train import l2_sp
+from adaptlab.optim import sgd
+from adaptlab.stats import Mean
+from adaptlab.train import device_numbers, l2_sp, make_program
 from tests.laws.table import scattered
 
 BASE = scattered(
@@ -145,3 +147,23 @@ def test_binding_to_a_base_that_is_not_prepared_is_an_error():
 def test_what_cannot_be_adapted_is_an_error(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         prepared(pissa(**options), BASE)
+
+
+def test_a_program_prepares_its_base_once_and_shares_what_it_leaves():
+    program = make_program(
+        lambda numbers: lambda params, batch, key: Mean(jnp.sum(leaf.dense(params["layers"]["q"]["kernel"]) ** 2), 1.0),
+        lambda numbers: pissa(2, alpha=numbers["alpha"]),
+        lambda numbers: sgd(0.01, total_steps=3),
+    )
+    numbers, seed = device_numbers({"alpha": 2.0}, 0)
+    base = program.prepare(numbers, BASE)
+    assert base["layers"]["q"]["kernel"].w is BASE["layers"]["q"]["kernel"]
+    before, state = tree.digest(base), program.init(numbers, seed, base)
+    losses = []
+    for _ in range(3):
+        state, metrics = program.step(numbers, seed, state, base, jnp.zeros(1))
+        losses.append(float(metrics["loss"]))
+    assert losses[2] < losses[1] < losses[0]
+    assert tree.digest(base) == before
+    again = program.bind(numbers, program.prepare(numbers, BASE), state.delta)
+    assert tree.digest(materialize(again)) == tree.digest(materialize(program.bind(numbers, base, state.delta)))
