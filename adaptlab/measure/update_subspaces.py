@@ -34,7 +34,7 @@ def subspaces(
     Args:
       w: `[*L, D, F]`.
       update: its change.
-      base: all singular triples of W.
+      base: singular triples of W: of V all, of U at least k.
       gradient: at least k of the gradient's.
       k: how many singular vectors are leading, at most min(D, F).
       epsilons: the ε of intruders.

@@ -141,8 +141,9 @@ def _spectra(rows: _Rows, methods: Sequence[Look], sigmas: Sequence[str]) -> Fig
                 continue
             share = np.array([values / spectra[0] for values in spectra])
             share = np.where(share > 1e-6, share, np.nan)  # below is rounding
+            share = share[np.isfinite(share).any(axis=1)]
             k = [_number(what) for what in sigmas[: len(share)]]
-            axes.plot(k, np.nanmean(share, axis=1) if share.size else share, color=look.colour, marker=look.marker)
+            axes.plot(k, np.nanmean(share, axis=1), color=look.colour, marker=look.marker)
             axes.fill_between(k, *_range(share), color=look.colour, alpha=0.12, linewidth=0)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")

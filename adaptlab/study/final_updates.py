@@ -20,7 +20,7 @@ from adaptlab.measure.update_probe import make_update_probe, named
 from adaptlab.measure.update_relation import leading
 from adaptlab.measure.update_subspaces import leading_vectors, subspaces
 from adaptlab.study.folder import write_json
-from adaptlab.study.lab import Lab
+from adaptlab.study.lab import Lab, open_base
 from adaptlab.study.members import Member, method_program
 from adaptlab.train import Program, device_numbers, make_objective
 
@@ -69,6 +69,8 @@ def final_updates(
     for member in members:
         if (folder / "runs" / member.name / "delta.safetensors").exists():
             groups.setdefault(member.program, []).append(member)
+    if lab.params is None:  # the jobs of a sweep have let go of them
+        lab = lab._replace(params=open_base(lab.base, lab.placement.mesh)[2])
     base = _Base(lab, wanted)
     for group in groups.values():
         program = None
@@ -99,9 +101,10 @@ class _Base:
         self._leading = jax.jit(lambda params, k: self._each(params, k), static_argnums=1)
 
     def vectors(self) -> Any:
-        """`{path: all singular triples of W}`."""
+        """`{path: singular triples of W}`, of U only the k leading columns."""
         if self._vectors is None:
-            self._vectors = self._leading(self._lab.params, None)
+            whole = self._leading(self._lab.params, None)
+            self._vectors = {path: svd._replace(u=svd.u[..., : self._wanted.k]) for path, svd in whole.items()}
         return self._vectors
 
     def gradient(self, seed: int) -> Any:
