@@ -6,6 +6,7 @@ from adaptlab.report.labels import labels_table, print_labels, summarise_labels
 from adaptlab.report.passport import passport, surroundings
 from adaptlab.report.progress import progress
 from adaptlab.report.ranks import by_rank
+from adaptlab.report.search import finalists, gains_at, print_search, summarise_search, write_search
 from adaptlab.report.sink import Sink, journal, null, read_journal, tee, truncate_journal
 from adaptlab.report.study import write_report
 from adaptlab.report.summary import summarise
@@ -21,7 +22,9 @@ __all__ = [
     "by_rank",
     "claim",
     "final_means",
+    "finalists",
     "from_journals",
+    "gains_at",
     "journal",
     "judge",
     "labels_table",
@@ -30,15 +33,18 @@ __all__ = [
     "passport",
     "print_labels",
     "print_results",
+    "print_search",
     "progress",
     "read_journal",
     "save_curves",
     "split_updates",
     "summarise",
     "summarise_labels",
+    "summarise_search",
     "surroundings",
     "tee",
     "truncate_journal",
     "wandb_sink",
     "write_report",
+    "write_search",
 ]

@@ -15,7 +15,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "lab": ["Lab", "open_base", "open_lab"],
         "members": ["PARTS", "Member", "members", "method_program"],
         "provenance": ["passport", "publish"],
+        "reward": ["base_losses", "reward_value", "trained_parameters"],
         "run": ["run_members", "value"],
+        "search": [
+            "Configuration",
+            "Space",
+            "configured",
+            "describe",
+            "publish_search",
+            "sample",
+            "search_value",
+            "with_fresh_text",
+        ],
         "settings": ["Base", "HeldOut", "Measured", "Method", "Replication", "Training", "Wandb"],
     },
 )

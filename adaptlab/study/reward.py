@@ -10,7 +10,7 @@ import numpy as np
 from adaptlab import config
 from adaptlab.adapt import count_trained, prepared
 from adaptlab.measure import make_probe
-from adaptlab.study.lab import Lab
+from adaptlab.study.lab import Lab, open_base
 from adaptlab.study.members import Member
 
 __all__ = ["Reward", "base_losses", "comparison", "reward", "reward_value", "trained_parameters"]
@@ -36,7 +36,9 @@ def base_losses(lab: Lab) -> dict[str, float]:
     It is what gain counts from: a method that does not start as the base has another loss at step 0.
     """
     domains = {f"held_out/{name}": batches for name, batches in lab.held_out.items()}
-    return make_probe(lab.measurement, domains)(lab.params)
+    # The jobs of a sweep find a lab whose weights are gone, since nothing is left to train.
+    params = open_base(lab.base, lab.placement.mesh)[2] if lab.params is None else lab.params
+    return make_probe(lab.measurement, domains)(params)
 
 
 def trained_parameters(lab: Lab, member: Member) -> int:
