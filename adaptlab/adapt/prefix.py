@@ -29,7 +29,8 @@ def prefix(
     """Keys and values that every query of every layer sees in front of the sequence's (arXiv:2101.00190, eq. 3).
 
     Attention becomes softmax(q [K_P; K]ᵀ / √K) [V_P; V] with trained K_P and V_P `[L, P, G, K]`: 2 L P G K parameters.
-    The keys are not rotated: they look alike from every position.
+    The prefix takes the first P positions, so that the text's first token has position P (sec. 4.1). In a model with
+    rotary positions the trained keys are the rotated ones.
 
     With `reparametrise`, a network makes them of one smaller table (sec. 4.3): [K_P; V_P]_l = tanh(E U + b) W_l + b_l
     with E `[P, G K]`, U `[G K, W]` and, for each layer l, W_l `[W, 2, G, K]`. It trains P G K + G K W + W +

@@ -12,6 +12,7 @@ from adaptlab.models.layers import (
     Embed,
     LayerNorm,
     Linear,
+    behind_prefix,
     dropped,
     fitting,
     packed_mask,
@@ -89,8 +90,9 @@ class _Bert(nn.Module):
         mask_BTS = packed_mask(segments_BT, tokens_BT.shape[1])
         x_BTD = Embed(s.vocab_size, s.width, self.dtype, name="embed")(tokens_BT)
         node = slot(self, "prompt")
+        positions_BT, before = behind_prefix(self, positions_BT)
         x_BTD, mask_BTS, positions_BT, P = prompted(node, x_BTD, mask_BTS, positions_BT, real_BT)
-        fitting(x_BTD.shape[1], s.context)
+        fitting(before + x_BTD.shape[1], s.context)
         x_BTD += Embed(s.context, s.width, self.dtype, rows=None, name="position_embed")(positions_BT)
         types_BT = jnp.pad(types_BT, ((0, 0), (P, 0)))
         x_BTD += Embed(s.types, s.width, self.dtype, rows=None, name="type_embed")(types_BT)

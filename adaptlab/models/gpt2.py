@@ -11,6 +11,7 @@ from adaptlab.models.blocks import FeedForward, SelfAttention, check_sizes, slot
 from adaptlab.models.layers import (
     Embed,
     LayerNorm,
+    behind_prefix,
     causal_mask,
     dropped,
     fitting,
@@ -77,8 +78,9 @@ class _GPT2(nn.Module):
         s = self.shape
         embed = Embed(s.vocab_size, s.width, self.dtype, name="embed")
         mask_BTS = causal_mask(segments_BT, tokens_BT.shape[1])
+        positions_BT, before = behind_prefix(self, positions_BT)
         x_BTD, mask_BTS, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask_BTS, positions_BT)
-        fitting(x_BTD.shape[1], s.context)
+        fitting(before + x_BTD.shape[1], s.context)
         x_BTD += Embed(s.context, s.width, self.dtype, rows=None, name="position_embed")(positions_BT)
         x_BTD = dropped(self, x_BTD, drop)
         x_BTD, _ = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")(x_BTD, mask_BTS, drop)

@@ -24,6 +24,7 @@ __all__ = [
     "Linear",
     "RMSNorm",
     "attention",
+    "behind_prefix",
     "causal_mask",
     "dropped",
     "fitting",
@@ -88,6 +89,18 @@ def with_prefix(
     k_PGK, v_PGK = node.keys_values()
     seen = jnp.ones((*mask_BTS.shape[:2], k_PGK.shape[0]), bool)
     return front(k_PGK, k_BSGK), front(v_PGK, v_BSGK), jnp.concatenate([seen, mask_BTS], axis=2)
+
+
+def behind_prefix(module: nn.Module, positions_BT: jax.Array) -> tuple[jax.Array, int]:
+    """Return the positions of tokens behind the prefix that is bound in a model's layers, and its length P.
+
+    A prefix is the first P tokens of the sequence, of which only keys and values are known (arXiv:2101.00190, sec.
+    4.1): the text's first position is P.
+    """
+    layers = slot(module, "layers") or {}
+    node = layers.get("attention", {}).get("prefix")
+    P = 0 if node is None else node.keys_values()[0].shape[-3]
+    return positions_BT + P, P
 
 
 def prompted(
@@ -232,8 +245,8 @@ def fitting(length: int, context: int) -> None:
     """Raise ValueError for rows, a prompt's among them, that are longer than the table of learned positions."""
     if length > context:
         raise ValueError(
-            f"a row of {length} tokens (those of a prompt included) is longer than the {context} positions the model "
-            "has learned; use shorter rows."
+            f"a row of {length} tokens (those of a prompt or prefix included) is longer than the {context} positions "
+            "the model has learned; use shorter rows."
         )
 
 

@@ -13,6 +13,7 @@ from adaptlab.models.layers import (
     Linear,
     RMSNorm,
     attention,
+    behind_prefix,
     causal_mask,
     dropped,
     prompted,
@@ -120,6 +121,7 @@ class _Llama(nn.Module):
         s = self.shape
         embed = Embed(s.vocab_size, s.width, self.dtype, name="embed")
         mask_BTS = causal_mask(segments_BT, tokens_BT.shape[1])
+        positions_BT, _ = behind_prefix(self, positions_BT)
         x_BTD, mask_BTS, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask_BTS, positions_BT)
         cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
         x_BTD = dropped(self, x_BTD, drop)

@@ -100,11 +100,8 @@ METHODS = {
 def test_a_method_computes_what_peft_computes(method: str):
     make, delta = METHODS[method]
     tokens = jnp.asarray(GOLDEN["ids"])
-    # PEFT's prefix comes as a cache of P tokens, which the text's positions follow; its keys are not rotated either.
-    start = P if method.startswith("prefix") else 0
-    positions = jnp.broadcast_to(start + jnp.arange(tokens.shape[1]), tokens.shape)
     bound = make().bind(*jax.tree.map(jnp.asarray, (base(), tree.unflatten(delta()))))
-    logits = MODEL.apply(bound, tokens, positions=positions)
+    logits = MODEL.apply(bound, tokens)
     np.testing.assert_allclose(logits, GOLDEN[f"{method}/logits"], rtol=0, atol=2e-5)
 
 
