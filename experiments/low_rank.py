@@ -70,34 +70,25 @@ class Study:
     wandb: "al.study.Wandb"
 
     def methods(self) -> dict[str, dict[str, Any]]:
-        """Every arm at each of its sizes: `{"lora_r8": recipe}`, with "family", "rank" or "dim", and "share".
-
-        The share is how much of the parameters it has a run uses.
-        """
+        """Every arm at each of its sizes: `{"lora_r8": recipe}`, with its "family" and its "rank" or "dim"."""
         found = {}
         for family, change in self.arms.items():
             sizes = change.get("sizes", self.ranks)
             change = {part: value for part, value in change.items() if part != "sizes"}
             arm = al.config.merge({"adapt": self.adapt, "optim": self.optim}, change, f"arms.{family}")
-            arm |= {"learning_rates": [m * arm["optim"]["lr"] for m in self.multiples], "family": family, "share": 1.0}
+            arm |= {"learning_rates": [m * arm["optim"]["lr"] for m in self.multiples], "family": family}
             kind = next((kind for kind in ("rank", "dim") if f"effective_{kind}" in arm["adapt"]), None)
             if kind is None:
                 found[family] = arm
                 continue
             for size in sizes:
                 adapt = arm["adapt"] | {kind: max(sizes), f"effective_{kind}": float(size)}
-                found[f"{family}_{kind[0]}{size}"] = arm | {"adapt": adapt, kind: size, "share": size / max(sizes)}
+                found[f"{family}_{kind[0]}{size}"] = arm | {"adapt": adapt, kind: size}
         return found
 
     def members(self) -> list[Any]:
         """The runs: every method at every learning rate and seed."""
         return al.study.members(self.methods(), self.seeds)
-
-
-def described(method: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """What the report says of a run: of what it trained, what it used."""
-    used = round(result["trainable_parameters"] * method["share"])
-    return {key: method.get(key) for key in ("family", "rank", "dim")} | {"trainable_parameters": used}
 
 
 @al.study.app("low_rank", Study)
@@ -109,7 +100,8 @@ def main(study: Study, folder: Path) -> float:
     # The runs. All ranks, learning rates and seeds of an arm are one program.
     replication, members = al.config.instantiate(study.replication), study.members()
     results = al.study.run_members(lab, members, folder, study.wandb, replication)
-    results = {name: result | described(study.methods()[result["method"]], result) for name, result in results.items()}
+    methods, about = study.methods(), ("family", "rank", "dim")
+    results = {name: r | {key: methods[r["method"]].get(key) for key in about} for name, r in results.items()}
 
     # Gain and forgetting, at each method's best learning rate, and over all of them by rank.
     target, *upstream = lab.held_out

@@ -68,7 +68,7 @@ def by_rank(
                 "family": about[method].get("family") or method,
                 "rank": about[method].get("rank"),
                 "dim": about[method].get("dim"),
-                "parameters": about[method].get("trainable_parameters"),
+                "parameters": about[method].get("dim") or about[method].get("trainable_parameters"),
                 "best_gain": _over_seeds([best_gain(run.path) for run in rates[best_rate(rates)].values()], confidence),
                 "forgetting": _at(rates, level, confidence),
                 "best_rate": _best_rate(rates, confidence),

@@ -161,7 +161,7 @@ def test_the_ranks_of_the_study_of_low_rank_updates_share_programs_and_its_claim
     assert len(members) == len(methods) * len(study.multiples) * len(study.seeds)
     assert len({m.program for m in members}) == len(study.arms)
     assert {m.numbers.get("adapt.effective_rank") for m in members if m.method == "lora_r4"} == {4.0}
-    assert (methods["lora_r4"]["rank"], methods["lora_r4"]["share"]) == (4, 4 / 64)
+    assert (methods["lora_r4"]["family"], methods["lora_r4"]["rank"]) == ("lora", 4)
     assert [methods[name].get("rank") for name in ("full", "subspace_d100")] == [None, None]
     said = [claim["effect"] for claim in study.claims.values()]
     assert {effect[side] for effect in said for side in ("arm", "against")} <= {*methods}
