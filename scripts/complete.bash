@@ -25,7 +25,7 @@ _adaptlab_complete() {
             _adaptlab_modules "$word"
             return 0
         fi
-        case $module in experiments.* | scripts.evaluate) ;; *) return 0 ;; esac
+        case $module in experiments.* | scripts.*) ;; *) return 0 ;; esac
         command=("${words[@]:0:i+2}")
         words=("${words[@]:i+2}")
         ;;
@@ -35,8 +35,10 @@ _adaptlab_complete() {
 
 # _adaptlab_modules WORD: the modules that are Hydra apps.
 _adaptlab_modules() {
-    local path names=(scripts.evaluate)
-    for path in "$_adaptlab_clone"/experiments/[!_]*.py; do names+=("experiments.$(basename "$path" .py)"); done
+    local room path names=()
+    for room in experiments scripts; do
+        for path in "$_adaptlab_clone/$room"/[!_]*.py; do names+=("$room.$(basename "$path" .py)"); done
+    done
     mapfile -t COMPREPLY < <(compgen -W "${names[*]}" -- "$1")
 }
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from adaptlab import tree
-from adaptlab.adapt import Adaptation
+from adaptlab.adapt import Adaptation, anchors
 from adaptlab.config import Traced
 from adaptlab.rng import stream_id
 from adaptlab.stats import Mean
@@ -47,15 +48,14 @@ def l2_sp(*, strength: Traced) -> Term:
     """The penalty strength/2 · ‖w - w_base‖² (L2-SP, arXiv:1802.01483, eq. 2).
 
     A leaf of delta that stands for a weight of the base is held to that weight, and one of its own (LoRA's A and B)
-    to zero.
+    to zero; see `adaptlab.adapt.anchors`.
 
     Args:
       strength: α of the paper.
     """
 
     def term(delta: Any, base: Any) -> jax.Array:
-        start = tree.flatten(base)
-        moved = {path: x - start[path] if path in start else x for path, x in tree.flatten(delta).items()}
+        moved = jax.tree.map(jnp.subtract, delta, anchors(base, delta))
         return 0.5 * strength * tree.dot(moved, moved)
 
     return term

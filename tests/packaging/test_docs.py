@@ -14,11 +14,14 @@ from adaptlab import config
 CLONE = Path(__file__).parents[2]
 PAGES = [CLONE / "README.md", CLONE / "CHANGELOG.md", CLONE / "LOG.md", *sorted((CLONE / "docs").glob("*.md"))]
 SCHEMAS = {
+    "experiments.classification": ("classification", "Study"),
     "experiments.forgetting": ("forgetting", "Study"),
     "experiments.low_rank": ("low_rank", "Study"),
     "experiments.lr_schedule": ("lr_schedule", "Study"),
     "experiments.pretrain": ("pretrain", "Study"),
     "scripts.evaluate": ("evaluate", "Evaluation"),
+    "scripts.fisher_mask": ("fisher_mask", "Masking"),
+    "scripts.merge": ("merge", "Merging"),
     "scripts.plot_schedule": ("plot_schedule", "Plot"),
 }
 

@@ -11,12 +11,7 @@ import yaml
 
 CLONE = Path(__file__).parents[2]
 COMMANDS = [
-    "experiments.forgetting",
-    "experiments.low_rank",
-    "experiments.lr_schedule",
-    "experiments.pretrain",
-    "scripts.evaluate",
-    "scripts.plot_schedule",
+    f"{room}.{path.stem}" for room in ("experiments", "scripts") for path in sorted((CLONE / room).glob("[!_]*.py"))
 ]
 HEAVY = {"jax", "jaxlib", "flax", "optax", "orbax", "tensorstore", "wandb", "matplotlib", "pyarrow", "scipy", "torch"}
 
