@@ -19,6 +19,7 @@ SCHEMAS = {
     "experiments.low_rank": ("low_rank", "Study"),
     "experiments.lr_schedule": ("lr_schedule", "Study"),
     "experiments.pretrain": ("pretrain", "Study"),
+    "experiments.search": ("search", "Study"),
     "scripts.evaluate": ("evaluate", "Evaluation"),
     "scripts.fisher_mask": ("fisher_mask", "Masking"),
     "scripts.merge": ("merge", "Merging"),
