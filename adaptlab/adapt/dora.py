@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
 from adaptlab.adapt.lora import Init, lora
-from adaptlab.adapt.matrices import matrix_shape, targets
+from adaptlab.adapt.matrices import count_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 
 __all__ = ["dora"]
@@ -67,4 +67,4 @@ def dora(
         lengths = {f"{path}/magnitude": (*lead, f) for path, (*lead, _, f) in chosen.items()}
         return tree.unflatten(axes_of(turned.axes(base_axes)) | lengths)
 
-    return Adaptation(init, bind, axes)
+    return Adaptation(init, bind, axes, count=lambda base, delta: count_ranks(delta, effective_rank))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
 from adaptlab.adapt.lora import Init, fan_in_uniform
-from adaptlab.adapt.matrices import keep_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import count_ranks, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 from adaptlab.rng import stream_id
 
@@ -82,4 +82,4 @@ def lora_conv(
             delta[path] = {"a": (*kernel, "rank"), "b": (*kernel[:-3], "rank", o)}
         return tree.unflatten(delta)
 
-    return Adaptation(init, bind, axes)
+    return Adaptation(init, bind, axes, count=lambda base, delta: count_ranks(delta, effective_rank))

@@ -1,5 +1,6 @@
 """What adaptations of matrices share: which they adapt, of what shape, and how many ranks they use."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,14 +45,19 @@ def keep_ranks(b: jax.Array, used: Any) -> jax.Array:
 
 
 def count_ranks(delta: Any, used: Any) -> int:
-    """Count what of factors A `[*L, D, R]` and B `[*L, R, F]` is used when `keep_ranks` keeps `used`, not traced."""
-    flat = tree.flatten(delta)
+    """Count what is used of factors "a" `[*L, …, R]` and "b" `[*L, R, F]` when `keep_ranks` keeps `used`, not traced.
+
+    What else is in the delta counts whole.
+    """
     if used is None:
         return tree.count(delta)
-    total = 0
-    for path in (name.removesuffix("/a") for name in flat if name.endswith("/a")):
-        *lead, d, rank = flat[f"{path}/a"].shape
+    total, flat = 0, tree.flatten(delta)
+    for path, x in flat.items():
+        if not path.endswith(("/a", "/b")):
+            total += math.prod(x.shape)
+            continue
+        *lead, rank, _ = flat[f"{path[:-1]}b"].shape
         kept = np.clip(np.ceil(np.asarray(used, np.float64)), 0, rank)
-        each = np.broadcast_to(kept.reshape(*kept.shape, *[1] * (len(lead) - kept.ndim)), lead)
-        total += int(each.sum()) * (d + flat[f"{path}/b"].shape[-1])
+        kept_L = np.broadcast_to(kept.reshape((*kept.shape, *[1] * (len(lead) - kept.ndim))), lead)
+        total += int(kept_L.sum()) * (math.prod(x.shape) // (math.prod(lead) * rank))
     return total

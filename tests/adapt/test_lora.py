@@ -6,7 +6,21 @@ import numpy as np
 import pytest
 
 from adaptlab import leaf, tree
-from adaptlab.adapt import chain, count_trained, fan_in_uniform, frozen, lora, materialize, partition, zeros
+from adaptlab.adapt import (
+    chain,
+    count_trained,
+    dora,
+    fan_in_uniform,
+    frozen,
+    lora,
+    lora_conv,
+    materialize,
+    partition,
+    pissa,
+    prepared,
+    vera,
+    zeros,
+)
 from tests.laws.table import scattered
 
 BASE = scattered(
@@ -92,20 +106,27 @@ def test_a_layer_of_rank_zero_is_the_base_and_trains_nothing():
 def test_what_is_counted_is_what_a_gradient_reaches():
     methods = {
         "lora": lora(4, effective_rank=3.0),
+        "dora": dora(4, effective_rank=3.0, detach_norm=False),
+        "vera": vera(4, effective_rank=3.0),
+        "pissa": pissa(4, effective_rank=3.0, select="layers/.*/kernel"),
         "chain": chain({"ranks": lora(4, layer_ranks=[1.0, 0.0]), "head": lora(2, select="head/kernel")}),
         "partition": partition({"layers/q/.*": lora(3, effective_rank=1.0, select=".*"), ".*": frozen()}),
     }
+    bases = {name: prepared(adaptation, BASE) for name, adaptation in methods.items()}
+    methods["lora_conv"] = lora_conv(4, effective_rank=1.0, select="conv/kernel")
+    bases["lora_conv"] = scattered({"conv": {"kernel": jnp.zeros((3, 3, 2, 5))}}, 0)
     for name, adaptation in methods.items():
-        delta = random_delta(adaptation)
+        base = bases[name]
+        delta = random_delta(adaptation, base)
 
-        def total(delta: Any, adaptation: Any = adaptation) -> jax.Array:
-            return sum(
-                (jnp.sum(x**2) for x in jax.tree.leaves(materialize(adaptation.bind(BASE, delta)))), jnp.zeros(())
-            )
+        def total(delta: Any, base: Any = base, adaptation: Any = adaptation) -> jax.Array:
+            # Cubes: the squares of DoRA's columns are its magnitudes alone.
+            cubes = [jnp.sum(x**3) for x in jax.tree.leaves(materialize(adaptation.bind(base, delta)))]
+            return sum(cubes, jnp.zeros(()))
 
         reached = sum(int(np.count_nonzero(x)) for x in jax.tree.leaves(jax.grad(total)(delta)))
-        shapes = jax.eval_shape(adaptation.init, KEY, BASE)
-        assert count_trained(adaptation, BASE, shapes) == reached < tree.count(delta), name
+        shapes = jax.eval_shape(adaptation.init, KEY, base)
+        assert count_trained(adaptation, base, shapes) == reached < tree.count(delta), name
 
 
 def test_only_what_is_selected_is_adapted():
