@@ -89,7 +89,10 @@ def random_subspace(
         own = {"z": (None,)} | ({"layer_scale": (None,)} if structure_aware else {})
         return {"subspace": own}
 
-    return Adaptation(init, bind, axes)
+    def count(base: Any, delta: Any) -> int:
+        return dim if effective_dim is None else min(dim, math.ceil(effective_dim))
+
+    return Adaptation(init, bind, axes, count=count)
 
 
 def _layers(shapes: dict[str, tuple[int, ...]]) -> dict[tuple[Any], int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from adaptlab import leaf, tree
-from adaptlab.adapt import materialize, random_subspace
+from adaptlab.adapt import count_trained, materialize, random_subspace
 from adaptlab.leaf import Projected, fastfood
 from tests.laws.table import scattered
 
@@ -65,6 +65,12 @@ def test_an_effective_dimension_moves_in_the_first_directions_only():
     whole, few = projection(random_subspace(6)), projection(random_subspace(6, effective_dim=2.0))
     np.testing.assert_array_equal(few[:, :2], whole[:, :2])
     assert not np.any(few[:, 2:])
+
+
+def test_what_trains_is_the_effective_dimension():
+    for effective, wanted in ((None, 12), (5.0, 5), (40.0, 12)):
+        adaptation = random_subspace(12, effective_dim=effective, select=EVERY)
+        assert count_trained(adaptation, BASE, adaptation.init(KEY, BASE)) == wanted
 
 
 def test_a_scale_for_every_layer_scales_its_matrices():
