@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from adaptlab import config, leaf, tree
-from adaptlab.adapt.adaptation import Adaptation, prepared
+from adaptlab.adapt.adaptation import Adaptation, count_trained, prepared
 from adaptlab.adapt.constants import bare, held, hold
 from adaptlab.adapt.files import SavedDelta, load_delta
 from adaptlab.config import GIVEN, Traced
@@ -74,8 +74,12 @@ def weighted(adapters: Mapping[str, Adaptation | Share]) -> Adaptation:
         return functools.reduce(lambda below, one: prepared(one.adapter, below), shares.values(), base)
 
     samples, prepares = (any(getattr(x.adapter, name) for x in shares.values()) for name in ("sample", "prepare"))
+
+    def count(base: Any, delta: Any) -> int:
+        return sum(count_trained(one.adapter, base, delta[name]) for name, one in shares.items())
+
     bind = functools.partial(each, keys={})
-    return Adaptation(init, bind, axes, sample if samples else None, prepare if prepares else None)
+    return Adaptation(init, bind, axes, sample if samples else None, prepare if prepares else None, count)
 
 
 def _keys(key: Any, shares: Mapping[str, Any]) -> dict[str, Any]:

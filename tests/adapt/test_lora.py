@@ -19,6 +19,7 @@ from adaptlab.adapt import (
     pissa,
     prepared,
     vera,
+    weighted,
     zeros,
 )
 from tests.laws.table import scattered
@@ -110,6 +111,7 @@ def test_what_is_counted_is_what_a_gradient_reaches():
         "vera": vera(4, effective_rank=3.0),
         "pissa": pissa(4, effective_rank=3.0, select="layers/.*/kernel"),
         "chain": chain({"ranks": lora(4, layer_ranks=[1.0, 0.0]), "head": lora(2, select="head/kernel")}),
+        "weighted": weighted({"one": lora(4, effective_rank=1.0), "two": lora(2, select="head/kernel")}),
         "partition": partition({"layers/q/.*": lora(3, effective_rank=1.0, select=".*"), ".*": frozen()}),
     }
     bases = {name: prepared(adaptation, BASE) for name, adaptation in methods.items()}
