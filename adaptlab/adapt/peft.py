@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from adaptlab import config, leaf, tree
@@ -83,7 +84,8 @@ def to_peft(
             f"An adapter of PEFT has one method, and the delta has {sorted(main)}: export them one by one."
         )
     adaptation = built(saved.adapt, **given)
-    params = adaptation.bind(prepared(adaptation, base), saved.delta)
+    delta = jax.tree.map(jnp.asarray, saved.delta)
+    params = adaptation.bind(prepared(adaptation, base), delta)
     own = tree.flatten(base, leaf.is_node)
     flat = tree.flatten(params, leaf.is_node)
     flat = {path: x.dense() if isinstance(x, leaf.TrainedLayers) else x for path, x in flat.items()}
@@ -92,7 +94,7 @@ def to_peft(
     scaled = {f"{path.removesuffix('/kernel')}/bias" for path, x in nodes.items() if isinstance(x, leaf.Scaled)}
     # What an adaptation leaves alone is the base's own leaf.
     changed = {path: x for path, x in flat.items() if path not in nodes.keys() | scaled and x is not own[path]}
-    said, tensors = _written(main, methods, nodes, own, checkpoint, saved.delta) if nodes else ({}, {})
+    said, tensors = _written(main, methods, nodes, own, checkpoint, delta) if nodes else ({}, {})
     extra, more = _saved_modules(said.get("peft_type"), changed, own, checkpoint)
     about = {"task_type": checkpoint.task, "base_model_name_or_path": checkpoint.name, "inference_mode": True}
     return said | extra | about, {name: np.ascontiguousarray(x, np.float32) for name, x in (tensors | more).items()}

@@ -107,8 +107,8 @@ def _take_tied_head(tensors: Flat, name: str, a: Any, b: Any) -> None:
     for own, other in zip(head, (b.T, a.T), strict=True):
         if own is None or (not isinstance(own, Tracer) and not np.array_equal(own, np.asarray(other))):
             raise ValueError(
-                f"The adapter changes {name} and not the head, which is the same table, in the same way; adaptlab's tied "
-                f"head reads the table as it is adapted: train it in PEFT with ensure_weight_tying=True."
+                f"The adapter changes {name} and not the head, which is the same table, in the same way; adaptlab's "
+                f"tied head reads the table as it is adapted: train it in PEFT with ensure_weight_tying=True."
             )
 
 
@@ -172,8 +172,7 @@ def _read_vera(config: Mapping[str, Any], tensors: Flat, base: Flat, modules: Se
         if d is None or b is None:
             continue
         width = shape_of(module.weight[0], base)[-2]
-        up = jnp.asarray(wide_b[: b.shape[-1]].T) * b[..., None, :]
-        a = jnp.asarray(wide_a[:, :width].T) * d[..., None, :]
+        a, up = _scaled(wide_a[:, :width].T, d), _scaled(wide_b[: b.shape[-1]].T, b)
         for path, part in split_outputs(module, up, base).items():
             vera |= {f"{path}/d": d, f"{path}/b": b}
             low_rank |= {f"{path}/a": a, f"{path}/b": part}
@@ -186,10 +185,16 @@ def _read_vera(config: Mapping[str, Any], tensors: Flat, base: Flat, modules: Se
     return [Stage("lora", {"_target_": "adaptlab.adapt.lora", **adapt}, low_rank)]
 
 
+def _scaled(matrix: np.ndarray, factors: Any) -> Any:
+    """Return matrix · diag(factors), for each layer of the factors `[*L, F]`."""
+    lead = range(factors.ndim - 1)
+    return jnp.expand_dims(jnp.asarray(matrix), lead) * factors[..., None, :]
+
+
 def _read_ia3(config: Mapping[str, Any], tensors: Flat, base: Flat, modules: Sequence[Module]) -> list[Stage]:
     """IA3: δ is PEFT's factor less one."""
     ends: dict[str, list[str]] = {"output": [], "input": []}
-    delta = {}
+    delta, parts = {}, dict[str, Any]()
     for module in modules:
         factors: Any = stack_layers(module, ".ia3_l", tensors, base, jnp.ones_like)
         if factors is None:

@@ -57,7 +57,7 @@ def write_lora(nodes: Flat, base: Flat, checkpoint: Checkpoint, *, rank_stabilis
             tensors |= {f"{PREFIX}{_HEAD}.lora_A.weight": b, f"{PREFIX}{_HEAD}.lora_B.weight": a}
     ends = [m for m in modules if m.embedding or m.name == _HEAD]
     if any(m.name.endswith(_SAVED_WITH_BASE) for m in ends) or (ends and tied):
-        names = {m.name: m for m in ends} | ({_HEAD: m for m in ends} if tied else {})
+        names = {m.name: m for m in ends} | ({_HEAD: ends[0]} if tied else {})
         for name, module in names.items():
             w = np.asarray(leaf.dense(base[module.weight[0]]))
             tensors[f"{PREFIX}{name}.base_layer.weight"] = w.T if module.transpose else w
