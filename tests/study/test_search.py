@@ -123,7 +123,6 @@ TINY = [
     "finalists=2",
     "final_seeds=[1,2]",
     "halving.first=0.25",
-    "replication.how=alone",
 ]
 
 
