@@ -22,7 +22,7 @@ class Evaluation:
     Attributes:
       base: the pretrained model.
       text: a UTF-8 text file.
-      delta: a saved delta to bind, or null for the base itself.
+      delta: a saved delta to bind, or a folder of PEFT's with an adapter; null for the base itself.
       length: tokens per window.
       batch_size: windows per forward pass.
       split: what is one document: the whole "file", a "paragraph" or a "line".
@@ -50,9 +50,13 @@ def evaluate(job: Evaluation) -> dict[str, Any]:
     packed = al.data.pack(documents, length)
     batches = al.data.fixed_batches(packed, min(job.batch_size, len(packed.tokens)))
     if job.delta is not None:
-        saved = al.adapt.load_delta(job.delta, base=pretrained.fingerprint)
-        model = pretrained.model
-        adaptation = al.config.instantiate(saved.adapt, fresh=model.init, slots=model.slots())
+        model, peft = pretrained.model, al.adapt.peft
+        if peft.is_peft(job.delta):
+            checkpoint = peft.Checkpoint(*al.models.names.hf_names(al.config.instantiate(job.base["weights"]), params))
+            saved = peft.load_peft(job.delta, params, checkpoint, pretrained.fingerprint)
+        else:
+            saved = al.adapt.load_delta(job.delta, base=pretrained.fingerprint)
+        adaptation = peft.built(saved.adapt, fresh=model.init, slots=model.slots())
         params = adaptation.bind(al.adapt.prepared(adaptation, params), saved.delta)
     probe = al.measure.make_probe(
         al.measure.held_out_text(pretrained.model, tokenizer.token_bytes_V), {"text": batches}

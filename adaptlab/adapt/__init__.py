@@ -1,6 +1,6 @@
 """Ways to adapt a base model, each an `Adaptation(init, bind, axes)`."""
 
-from adaptlab.adapt import merge
+from adaptlab.adapt import merge, peft
 from adaptlab.adapt.adalora import adalora, orthogonality
 from adaptlab.adapt.adaptation import Adaptation, count_trained, materialize, prepared
 from adaptlab.adapt.bottleneck import bottleneck
@@ -63,6 +63,7 @@ __all__ = [
     "orthogonality",
     "p_tuning",
     "partition",
+    "peft",
     "pissa",
     "prefix",
     "prepared",

@@ -30,7 +30,18 @@ from adaptlab.adapt.peft_write import (
 )
 from adaptlab.adapt.simple import partition
 
-__all__ = ["Checkpoint", "built", "from_peft", "is_peft", "load_peft", "save_peft", "to_peft"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "Checkpoint",
+    "built",
+    "classes_of",
+    "from_peft",
+    "is_peft",
+    "load_peft",
+    "save_peft",
+    "to_peft",
+]
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HERE = "adaptlab.adapt."
@@ -195,6 +206,15 @@ def built(adapt: Mapping[str, Any], **given: Any) -> Adaptation:
 def is_peft(path: str | Path) -> bool:
     """Whether a path is a folder with an adapter of PEFT's."""
     return (Path(path) / CONFIG).is_file()
+
+
+def classes_of(folder: str | Path) -> int | None:
+    """Return the number of classes of the classifier that a folder of PEFT's holds, or None."""
+    from safetensors import safe_open
+
+    with safe_open(Path(folder) / WEIGHTS, framework="np") as file:
+        names = [name for name in file.keys() if name.endswith(".classifier.weight")]  # noqa: SIM118 (not a dict)
+        return file.get_slice(names[0]).get_shape()[0] if names else None
 
 
 def _written(

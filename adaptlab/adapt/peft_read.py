@@ -194,13 +194,14 @@ def _scaled(matrix: np.ndarray, factors: Any) -> Any:
 def _read_ia3(config: Mapping[str, Any], tensors: Flat, base: Flat, modules: Sequence[Module]) -> list[Stage]:
     """IA3: δ is PEFT's factor less one."""
     ends: dict[str, list[str]] = {"output": [], "input": []}
-    delta, parts = {}, dict[str, Any]()
+    delta = {}
     for module in modules:
         factors: Any = stack_layers(module, ".ia3_l", tensors, base, jnp.ones_like)
         if factors is None:
             continue
         if factors.shape[-2] == 1:
-            parts, end = dict.fromkeys(module.weight, factors[..., 0, :]), "input"
+            vector: Any = factors[..., 0, :]
+            parts, end = dict.fromkeys(module.weight, vector), "input"
         else:
             parts, end = split_outputs(module, factors[..., 0], base), "output"
         delta |= {f"{path}/{end}": x - 1.0 for path, x in parts.items()}

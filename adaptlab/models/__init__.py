@@ -1,5 +1,6 @@
 """Models as `Model(init, apply, axes)`, and their weights from files. The only room that knows Flax."""
 
+from adaptlab.models import names
 from adaptlab.models.bert import BertShape, bert, bert_classifier
 from adaptlab.models.gpt2 import GPT2Shape, gpt2
 from adaptlab.models.llama import LlamaShape, llama
@@ -27,6 +28,7 @@ __all__ = [
     "language_modelling",
     "llama",
     "mlp",
+    "names",
     "pretrained",
     "quantize",
     "quantized",
