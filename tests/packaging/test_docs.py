@@ -23,6 +23,7 @@ SCHEMAS = {
     "scripts.evaluate": ("evaluate", "Evaluation"),
     "scripts.fisher_mask": ("fisher_mask", "Masking"),
     "scripts.merge": ("merge", "Merging"),
+    "scripts.peft": ("peft", "Exchange"),
     "scripts.plot_schedule": ("plot_schedule", "Plot"),
 }
 
