@@ -217,8 +217,9 @@ def sentences(search: Mapping[str, Any]) -> list[str]:
     seeds = len(next(iter(finals.values()))["fresh"]["seeds"])
     said = [
         f"{len(rows)} configurations were drawn at random, and compared by {_reward(search)} on one seed and one text; "
-        f"{len(finals)} finalist{' was' if len(finals) == 1 else 's were'} trained again with {seeds} other seeds and measured on text that had selected "
-        f"nothing. Only these fresh gains are estimates: the gains selected on are those of the luckiest.",
+        f"{len(finals)} {'finalist was' if len(finals) == 1 else 'finalists were'} trained again with {seeds} other "
+        f"seeds and measured on text that had selected nothing. Only these fresh gains are estimates: the gains "
+        f"selected on are those of the luckiest.",
         "An asterisk marks the front: no other finalist gains as much with as few parameters. As the best of several "
         "means it flatters itself a little still.",
     ]
