@@ -200,11 +200,10 @@ def _read_ia3(config: Mapping[str, Any], tensors: Flat, base: Flat, modules: Seq
         if factors is None:
             continue
         if factors.shape[-2] == 1:
-            vector: Any = factors[..., 0, :]
-            parts, end = dict.fromkeys(module.weight, vector), "input"
+            parts, end = dict.fromkeys(module.weight, factors[..., 0, :]), "input"
         else:
             parts, end = split_outputs(module, factors[..., 0], base), "output"
-        delta |= {f"{path}/{end}": x - 1.0 for path, x in parts.items()}
+        delta |= {f"{path}/{end}": x - 1.0 for path, x in dict[str, Any](parts).items()}
         ends[end] += [re.escape(path) for path in parts]
         _take(tensors, module, base, "ia3_l")
     return [Stage("ia3", {"_target_": "adaptlab.adapt.ia3", **{k: v or None for k, v in ends.items()}}, delta)]
