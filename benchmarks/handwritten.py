@@ -1,47 +1,54 @@
-"""The rival of `benchmarks.train_step`: the same model as one plain JAX file, without adaptlab.
+"""The rival of `benchmarks.train_step`: the same models as one plain JAX file, without adaptlab.
 
-What an expert would write in an afternoon: stacked layers under `lax.scan`, einsums, Optax, donated state. Adapters are
-`x W + s (x A) B` on every matrix.
+What an expert would write in an afternoon: stacked layers under `lax.scan` (written out if there are few), einsums,
+Optax, donated state. Weights are a nested dict, those of the layers stacked `[L, …]`; adapters are `x W + s (x A) B`
+beside the matrices that are named.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+Linear = Callable[[jax.Array, str], jax.Array]
 
 
-def init(key: jax.Array, s: Any) -> Any:
-    """Random weights of the sizes of a `LlamaShape`."""
-    inner, kv = s.heads * s.head_width, s.kv_heads * s.head_width
-    sizes = [(s.width, inner), (s.width, kv), (s.width, kv), (inner, s.width)]
-    sizes += [(s.width, s.ffn_width), (s.width, s.ffn_width), (s.ffn_width, s.width)]
-    keys = jax.random.split(key, len(LINEAR) + 1)
-    layers = {
-        n: 0.02 * jax.random.normal(k, (s.depth, *size)) for n, k, size in zip(LINEAR, keys[1:], sizes, strict=True)
-    }
-    layers |= {"norm1": jnp.ones((s.depth, s.width)), "norm2": jnp.ones((s.depth, s.width))}
-    return {
-        "embed": 0.02 * jax.random.normal(keys[0], (s.vocab_size, s.width)),
-        "norm": jnp.ones(s.width),
-        "layers": layers,
-    }
-
-
-def init_lora(key: jax.Array, params: Any, rank: int) -> Any:
-    """A from the uniform distribution, B zero."""
+def init_lora(key: jax.Array, layers: Any, names: list[str], rank: int) -> Any:
+    """A from the uniform distribution, B zero, for the named matrices of the stack, e.g. "attention/query"."""
     adapters = {}
-    for name in LINEAR:
-        depth, d, f = params["layers"][name].shape
+    for name in names:
+        room, matrix = name.split("/")
+        depth, d, f = layers[room][matrix]["kernel"].shape
         a = jax.random.uniform(key, (depth, d, rank), minval=-(d**-0.5), maxval=d**-0.5)
         adapters[name] = {"a": a, "b": jnp.zeros((depth, rank, f))}
     return adapters
 
 
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * scale
+def linears(p: Any, adapters: Any, scale: float) -> Linear:
+    """One layer's matrices as `linear(x, name)`."""
+
+    def linear(x: jax.Array, name: str) -> jax.Array:
+        room, matrix = name.split("/")
+        w = p[room][matrix]
+        y = x @ w["kernel"]
+        if "bias" in w:
+            y = y + w["bias"]
+        if adapters and name in adapters:
+            y = y + scale * ((x @ adapters[name]["a"]) @ adapters[name]["b"])
+        return y
+
+    return linear
+
+
+def rms_norm(x: jax.Array, p: Any, eps: float) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * p["scale"]
+
+
+def layer_norm(x: jax.Array, p: Any, eps: float) -> jax.Array:
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps) * p["scale"] + p["bias"]
 
 
 def rope(x: jax.Array, base: float) -> jax.Array:
@@ -52,42 +59,90 @@ def rope(x: jax.Array, base: float) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def block(x: jax.Array, p: Any, adapters: Any, s: Any, scale: float) -> jax.Array:
-    B, T, _ = x.shape
-
-    def linear(h: jax.Array, name: str) -> jax.Array:
-        y = h @ p[name]
-        return y if adapters is None else y + scale * ((h @ adapters[name]["a"]) @ adapters[name]["b"])
-
-    h = rms_norm(x, p["norm1"], s.norm_eps)
-    q = rope(linear(h, "q").reshape(B, T, s.heads, s.head_width), s.rope_base)
-    k = rope(linear(h, "k").reshape(B, T, s.kv_heads, s.head_width), s.rope_base)
-    v = linear(h, "v").reshape(B, T, s.kv_heads, s.head_width)
-    q = q.reshape(B, T, s.kv_heads, s.heads // s.kv_heads, s.head_width)
-    scores = jnp.einsum("btgnk,bsgk->bgnts", q, k) * s.head_width**-0.5
-    scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -1e30)
-    y = jnp.einsum("bgnts,bsgk->btgnk", jax.nn.softmax(scores, axis=-1), v)
-    x = x + linear(y.reshape(B, T, -1), "o")
-    h = rms_norm(x, p["norm2"], s.norm_eps)
-    return x + linear(jax.nn.silu(linear(h, "gate")) * linear(h, "up"), "down")
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
+    """Query heads `[B, T, H, K]` over as many key heads, or fewer."""
+    B, T, H, K = q.shape
+    q = q.reshape(B, T, k.shape[2], H // k.shape[2], K)
+    scores = jnp.einsum("btgnk,bsgk->bgnts", q, k) * K**-0.5
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones((T, T), bool)), scores, -1e30)
+    return jnp.einsum("bgnts,bsgk->btgnk", jax.nn.softmax(scores, axis=-1), v).reshape(B, T, -1)
 
 
-def loss(params: Any, adapters: Any, tokens: jax.Array, targets: jax.Array, s: Any, scale: float) -> jax.Array:
-    def layer(x: jax.Array, xs: Any) -> Any:
-        return block(x, *xs, s, scale), None
-
-    x, _ = jax.lax.scan(layer, params["embed"][tokens], (params["layers"], adapters))
-    logits = rms_norm(x, params["norm"], s.norm_eps) @ params["embed"].T
-    return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
+def heads(x: jax.Array, count: int) -> jax.Array:
+    return x.reshape(*x.shape[:2], count, -1)
 
 
-def make_step(s: Any, optimizer: optax.GradientTransformation, lora: bool, scale: float) -> Any:
-    """Return the jitted `step(trained, opt_state, base, tokens, targets)`."""
+def self_attention(h: jax.Array, linear: Linear, s: Any, causal: bool) -> jax.Array:
+    q, k, v = (heads(linear(h, f"attention/{name}"), s.heads) for name in ("query", "key", "value"))
+    return linear(attend(q, k, v, causal), "attention/out")
 
-    def step(trained: Any, opt_state: Any, base: Any, tokens: jax.Array, targets: jax.Array) -> Any:
+
+def llama_layer(x: jax.Array, p: Any, linear: Linear, s: Any) -> jax.Array:
+    h = rms_norm(x, p["attention_norm"], s.norm_eps)
+    q = rope(heads(linear(h, "attention/query"), s.heads), s.rope_base)
+    k = rope(heads(linear(h, "attention/key"), s.kv_heads), s.rope_base)
+    y = attend(q, k, heads(linear(h, "attention/value"), s.kv_heads), True)
+    x = x + linear(y, "attention/out")
+    h = rms_norm(x, p["feed_forward_norm"], s.norm_eps)
+    h = jax.nn.silu(linear(h, "feed_forward/gate")) * linear(h, "feed_forward/up")
+    return x + linear(h, "feed_forward/down")
+
+
+def gpt2_layer(x: jax.Array, p: Any, linear: Linear, s: Any) -> jax.Array:
+    x = x + self_attention(layer_norm(x, p["attention_norm"], s.norm_eps), linear, s, True)
+    h = layer_norm(x, p["feed_forward_norm"], s.norm_eps)
+    return x + linear(jax.nn.gelu(linear(h, "feed_forward/up"), approximate=True), "feed_forward/down")
+
+
+def bert_layer(x: jax.Array, p: Any, linear: Linear, s: Any) -> jax.Array:
+    x = layer_norm(x + self_attention(x, linear, s, False), p["attention_norm"], s.norm_eps)
+    h = jax.nn.gelu(linear(x, "feed_forward/up"), approximate=False)
+    return layer_norm(x + linear(h, "feed_forward/down"), p["feed_forward_norm"], s.norm_eps)
+
+
+def stack(layer: Callable[..., jax.Array], x: jax.Array, params: Any, adapters: Any, s: Any, scale: float) -> jax.Array:
+    def body(x: jax.Array, xs: Any) -> Any:
+        p, own = xs
+        return layer(x, p, linears(p, own, scale), s), None
+
+    return jax.lax.scan(body, x, (params["layers"], adapters), unroll=s.depth if s.depth <= 8 else 1)[0]
+
+
+def llama(params: Any, adapters: Any, tokens: jax.Array, s: Any, scale: float) -> jax.Array:
+    table = params["embed"]["embedding"]
+    x = stack(llama_layer, table[tokens], params, adapters, s, scale)
+    return rms_norm(x, params["norm"], s.norm_eps) @ table.T
+
+
+def gpt2(params: Any, adapters: Any, tokens: jax.Array, s: Any, scale: float) -> jax.Array:
+    table = params["embed"]["embedding"]
+    x = table[tokens] + params["position_embed"]["embedding"][: tokens.shape[1]]
+    x = stack(gpt2_layer, x, params, adapters, s, scale)
+    return layer_norm(x, params["norm"], s.norm_eps) @ table.T
+
+
+def bert(params: Any, adapters: Any, tokens: jax.Array, s: Any, scale: float) -> jax.Array:
+    """Logits of classes, from the first token."""
+    x = params["embed"]["embedding"][tokens] + params["position_embed"]["embedding"][: tokens.shape[1]]
+    x = layer_norm(x + params["type_embed"]["embedding"][0], params["embed_norm"], s.norm_eps)
+    x = stack(bert_layer, x, params, adapters, s, scale)[:, 0]
+    pooler, classifier = params["pooler"], params["classifier"]
+    return jnp.tanh(x @ pooler["kernel"] + pooler["bias"]) @ classifier["kernel"] + classifier["bias"]
+
+
+MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}
+
+
+def make_step(family: str, s: Any, optimizer: optax.GradientTransformation, lora: bool, scale: float) -> Any:
+    """Return the jitted `step(trained, opt_state, base, tokens, targets, weights)`."""
+
+    def step(trained: Any, opt_state: Any, base: Any, tokens: jax.Array, targets: jax.Array, weights: jax.Array) -> Any:
         def objective(trained: Any) -> jax.Array:
             params, adapters = (base, trained) if lora else (trained, None)
-            return loss(params, adapters, tokens, targets, s, scale)
+            logits = MODELS[family](params, adapters, tokens, s, scale)
+            nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+            return jnp.sum(nats * weights) / jnp.sum(weights)
 
         value, grads = jax.value_and_grad(objective)(trained)
         updates, opt_state = optimizer.update(grads, opt_state, trained)
