@@ -209,7 +209,7 @@ ADAPTATIONS = {
     ),
     "lora_layer_ranks": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, layer_ranks=[2.0, 1.0], select=m.matrices),
-        lambda shapes: low_rank(shapes, BODY),  # the second layer's other rank is stored, and does not train
+        lambda shapes: low_rank(shapes, BODY) * 3 // 4,  # the second layer's other rank is stored, and does not train
         only=("llama_untied_gqa",),
     ),
     "lora_some": AdaptationRow(
