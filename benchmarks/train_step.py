@@ -80,7 +80,7 @@ FAMILIES = {
     ),
     "llama": Family(
         "llama",
-        models.LlamaShape(32000, heads=6, kv_heads=6, head_width=64, **WIDTH | {"ffn_width": 1024}),
+        models.LlamaShape(32000, width=384, depth=6, heads=6, kv_heads=6, head_width=64, ffn_width=1024),
         [*EVERY, "feed_forward/gate"],
         "all-linear",
     ),
