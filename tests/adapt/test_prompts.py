@@ -118,7 +118,7 @@ def test_prompts_read_an_embedding_that_is_adapted_itself():
         (p_tuning, {"layers": 0}, "length=16, width=None and layers=0 must each be at least 1"),
         (p_tuning, {"encoder": "gru"}, r"encoder='gru' is not one of \['mlp', 'lstm'\]"),
     ],
-    ids=str,
+    ids=lambda x: getattr(x, "__name__", str(x)),
 )
 def test_what_cannot_stand_in_front_is_an_error(make: Any, options: dict[str, Any], message: str):
     make = getattr(make, "__wrapped__", make)  # wrong values, on purpose
