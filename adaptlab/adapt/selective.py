@@ -133,9 +133,11 @@ def anchors(base: Any, delta: Any) -> Any:
     """Return what a penalty on the change holds each array of a delta to.
 
     An array that stands for a weight of the base, at its path or below the name of a range (`selected`) or a stage
-    (`chain`), is held to that weight; one of an adaptation's own (LoRA's A and B) to zero.
+    (`chain`), is held to that weight; one of an adaptation's own (LoRA's A and B) to where the prepared base says that
+    it starts, or to zero.
     """
-    flat = tree.flatten(base, leaf.is_node)
+    # A prepared base may hold where an adaptation's own arrays start, as parts of a node (PiSSA's factors).
+    flat = tree.flatten(base, leaf.is_node) | tree.flatten(base)
 
     def anchor(path: str, x: Any) -> Any:
         above, rest = "", path

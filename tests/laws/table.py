@@ -326,6 +326,7 @@ REPEATED = {
     *(("llama_tied", name) for name in ("frozen", "lora_rank_stabilised", "lora_some", "partition")),
     *(("llama_untied_gqa", name) for name in ("lora_rank_stabilised", "lora_some", "lora_embedding")),
     *(("llama_untied_gqa", name) for name in ("pissa", "dora", "dora_detached", "vera", "adalora", "random_subspace")),
+    ("llama_tied", "random_subspace"),  # the dearest to compile
     *encoders.repeated(ADAPTATIONS),
     *slots.REPEATED,
 }

@@ -133,7 +133,8 @@ def trial(width: int, groups: Groups | None, **parametrisation: Any) -> WidthTri
     x, labels = jnp.asarray(DIGITS["x"], jnp.float32) / 16, jnp.asarray(DIGITS["y"], jnp.int32)
 
     def activations(params: Any) -> dict[str, jax.Array]:
-        hidden = [jax.nn.relu(layer.apply(params, x)) for layer in layers[:2]]
+        parts = [{f"dense_{j}": params[f"dense_{j}"] for j in range(i + 1)} for i in range(2)]
+        hidden = [jax.nn.relu(layer.apply(part, x)) for layer, part in zip(layers[:2], parts, strict=True)]
         return dict(zip(NAMES, [*hidden, layers[2].apply(params, x)], strict=True))
 
     def loss(params: Any) -> jax.Array:

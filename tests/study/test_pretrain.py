@@ -22,7 +22,7 @@ from adaptlab.study import open_moments
 from experiments.pretrain import Study
 
 ROOT = Path(__file__).parents[2]
-STEPS = 4
+STEPS = 6
 
 
 @pytest.fixture(scope="module")
