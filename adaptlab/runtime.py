@@ -34,7 +34,7 @@ def split_cpu(devices: int) -> None:
 
     if "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    if jax.config.jax_num_cpu_devices == devices:
+    if jax.config.read("jax_num_cpu_devices") == devices:
         return
     try:
         jax.config.update("jax_num_cpu_devices", devices)
