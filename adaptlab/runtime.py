@@ -34,9 +34,10 @@ def split_cpu(devices: int) -> None:
 
     if "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    if jax.config.read("jax_num_cpu_devices") == devices:
+    setting = "jax_num_cpu_devices"
+    if getattr(jax.config, setting) == devices:
         return
     try:
-        jax.config.update("jax_num_cpu_devices", devices)
+        jax.config.update(setting, devices)
     except RuntimeError:  # too late: JAX has its devices
         log.warning("JAX has been used before the sweep: it stays on %d device(s)", jax.device_count())
