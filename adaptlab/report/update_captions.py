@@ -20,6 +20,10 @@ def update_captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
         "per token, 90% of the largest that all methods reach (at its best one, if there is none); at most eight "
         "are drawn."
     )
+    return _of_ranks(ranks, bars) | _of_updates(bars, equal)
+
+
+def _of_ranks(ranks: Mapping[str, Any], bars: str) -> dict[str, Caption]:
     return {
         "frontiers": Caption(
             "Frontiers",
@@ -49,6 +53,11 @@ def update_captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
             "only a bound. "
             f"Bars: {bars}.",
         ),
+    }
+
+
+def _of_updates(bars: str, equal: str) -> dict[str, Caption]:
+    return {
         "update_spectra": Caption(
             "Singular values of the updates",
             "The k-th singular value of the final update W' - W as a share of the largest, by kind of matrix: the "

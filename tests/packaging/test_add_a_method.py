@@ -44,6 +44,7 @@ def case(request: pytest.FixtureRequest, method: Any) -> table.Case:
 def test_the_pages_method_keeps_the_laws(case: table.Case):
     delta = table.scattered(case.adaptation().init(jax.random.key(1), case.base), 1, scale=0.1)
     gradient = jax.jit(jax.value_and_grad(laws.objective(case)))
+    # The laws assert.
     laws.test_an_adapted_model_starts_as_the_base(case)
     laws.test_the_bound_model_is_the_merged_model(case, delta)
     laws.test_every_part_of_the_delta_gets_a_gradient(case, delta, gradient)
@@ -56,7 +57,6 @@ def test_the_pages_method_keeps_the_laws(case: table.Case):
 
 def test_the_pages_yaml_makes_its_method(method: Any):
     node = config.validate(yaml.safe_load(YAML), "adapt")
-    base = {"layers": {"q": {"kernel": jnp.ones((2, 6, 4))}}}
     base = {"layers": {"q": {"kernel": jnp.ones((2, 32, 48))}}}
     delta = config.instantiate(node).init(jax.random.key(0), base)["layers"]["q"]["kernel"]
     assert {name: x.shape for name, x in delta.items()} == {"a": (2, 2, 3), "b": (2, 16, 16)}
