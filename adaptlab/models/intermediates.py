@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-__all__ = ["KINDS", "make_intermediates", "record"]
+__all__ = ["KINDS", "MOE_KINDS", "make_intermediates", "record", "recorded"]
 
 KINDS = ("hidden", "attention")
 """Each kind is a Linen collection of its own, so that only what was asked for is computed and kept."""
+
+MOE_KINDS = (*KINDS, "router", "dropped")
+"""What a mixture of experts records."""
 
 _NAME = "recorded"
 
@@ -25,28 +28,37 @@ def _latest(_: Any, value: Any) -> Any:
     return value
 
 
-def make_intermediates(run: Callable[..., Any]) -> Callable[..., dict[str, jax.Array]]:
+def make_intermediates(run: Callable[..., Any], known: Sequence[str] = KINDS) -> Callable[..., dict[str, jax.Array]]:
     """Return a model's `intermediates` (see `adaptlab.models.Model`).
 
     Args:
       run: `(params, tokens_BT, *, mutable, **inputs) -> (outputs, {collection: tree})`, the model with collections that
         may be written.
+      known: the kinds it records.
     """
 
     def intermediates(
         params: Any, tokens: jax.Array, *, kinds: Sequence[str] = KINDS, **inputs: Any
     ) -> dict[str, jax.Array]:
-        if unknown := [kind for kind in kinds if kind not in KINDS]:
-            raise ValueError(f"kinds={unknown} are not recorded by models; choose from {list(KINDS)}.")
+        if unknown := [kind for kind in kinds if kind not in known]:
+            raise ValueError(f"kinds={unknown} are not recorded by this model; choose from {list(known)}.")
         _, found = run(params, tokens, mutable=list(kinds), **inputs)
-        return {kind: _of_text(kind, found[kind], tokens.shape[1]) for kind in kinds}
+        return {kind: recorded(kind, found[kind], tokens.shape[1]) for kind in kinds}
 
     return intermediates
 
 
-def _of_text(kind: str, found: Mapping[str, Any], length: int) -> jax.Array:
-    """Put the layers together, and drop the rows of a prompt, which stand in front."""
+def recorded(kind: str, found: Mapping[str, Any], length: int) -> jax.Array:
+    """Return one kind from its collection: all layers together, without the rows of a prompt, which stand in front.
+
+    Args:
+      kind: what was recorded.
+      found: the collection.
+      length: T, the tokens of the text.
+    """
     if kind == "attention":
         return found["layers"]["attention"][_NAME][:, :, :, -length:]
+    if kind in ("router", "dropped"):
+        return found["layers"]["feed_forward"][_NAME][:, :, -length:]
     whole = jnp.concatenate([found[_NAME][None], found["layers"][_NAME]])
     return whole[:, :, -length:]

@@ -1,5 +1,6 @@
 """The decoder family of Llama (arXiv:2302.13971): RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adaptlab.models.blocks import slots_of
-from adaptlab.models.intermediates import make_intermediates, record
+from adaptlab.models.intermediates import KINDS, make_intermediates, record
 from adaptlab.models.layers import (
     Embed,
     Linear,
@@ -29,7 +30,7 @@ from adaptlab.models.layers import (
 from adaptlab.models.model import Model, Slot
 from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
-__all__ = ["LlamaShape", "llama"]
+__all__ = ["LlamaShape", "decoder", "llama"]
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class _FeedForward(nn.Module):
 
 class _Layer(nn.Module):
     shape: LlamaShape
+    feed_forward: Callable[..., Any]
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array, drop: Any) -> Any:
@@ -109,7 +111,7 @@ class _Layer(nn.Module):
         y_BTD = _Attention(self.shape, name="attention")(h_BTD, cos, sin, mask_BTS)
         x_BTD += dropped(self, residual(self, "attention_adapter", y_BTD, h_BTD), drop)
         h_BTD = RMSNorm(self.shape.norm_eps, name="feed_forward_norm")(x_BTD)
-        y_BTD = _FeedForward(self.shape, name="feed_forward")(h_BTD)
+        y_BTD = self.feed_forward(self.shape, name="feed_forward")(h_BTD)
         x_BTD += dropped(self, residual(self, "feed_forward_adapter", y_BTD, h_BTD), drop)
         record(self, "hidden", lambda: x_BTD)
         return x_BTD, None
@@ -117,6 +119,7 @@ class _Layer(nn.Module):
 
 class _Llama(nn.Module):
     shape: LlamaShape
+    feed_forward: Callable[..., Any]
     dtype: Any
     remat: str
     unroll: int | None
@@ -131,7 +134,7 @@ class _Llama(nn.Module):
         cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
         x_BTD = dropped(self, x_BTD, drop)
         record(self, "hidden", lambda: x_BTD)
-        layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")
+        layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, self.feed_forward, name="layers")
         x_BTD, _ = layers(x_BTD, cos, sin, mask_BTS, drop)
         x_BTD = RMSNorm(s.norm_eps, name="norm")(x_BTD[:, P:])
         if s.tied:
@@ -156,8 +159,30 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
     Raises:
       ValueError: an unknown `dtype` or `remat`.
     """
+    return decoder(shape, _FeedForward, dtype=dtype, remat=remat, unroll=unroll)
+
+
+def decoder(
+    shape: LlamaShape,
+    feed_forward: Callable[..., Any],
+    *,
+    dtype: str,
+    remat: str,
+    unroll: int | None,
+    kinds: Sequence[str] = KINDS,
+) -> Model:
+    """Return a decoder with Llama's attention and a feed-forward of its own.
+
+    Args:
+      shape: the sizes.
+      feed_forward: `(shape, name="feed_forward") -> module`, called with activations `[B, T, D]`.
+      dtype: see `llama`.
+      remat: see `llama`.
+      unroll: see `llama`.
+      kinds: what it records (`adaptlab.models.intermediates`).
+    """
     check_options(dtype, remat)
-    module = _Llama(shape, DTYPES[dtype], remat, unroll)
+    module = _Llama(shape, feed_forward, DTYPES[dtype], remat, unroll)
     example = jnp.zeros((1, 2), jnp.int32)
 
     init, axes = weights(module, example, None, example, None)
@@ -183,4 +208,4 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
             depth=shape.depth, width=shape.width, heads=shape.kv_heads, head_width=shape.head_width, axis="kv_heads"
         )
 
-    return Model(init, apply, axes, slots, make_intermediates(apply))
+    return Model(init, apply, axes, slots, make_intermediates(apply, kinds))

@@ -42,6 +42,8 @@ class Model(NamedTuple):
         dtype: entry 0 is the embedded input, entry l what layer l leaves, and a final norm is not applied.
         "attention": the probabilities, `[L, B, H, T, S]` in float32. The T queries are the text's; of the S keys the
         last T are, those of a prompt or prefix stand in front.
+        "router" (of a mixture of experts only): the router's logits, `[L, B, T, E]` in float32.
+        "dropped" (the same): the share of a token's experts that had no room for it, `[L, B, T]` in float32.
     """
 
     init: Callable[[Any], PyTree]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adaptlab.models.intermediates import KINDS
+from adaptlab.models.intermediates import MOE_KINDS
 
 __all__ = ["DTYPES", "REMAT_POLICIES", "check_options", "stacked", "weights"]
 
@@ -43,7 +43,7 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
         layer = nn.remat(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
     return nn.scan(
         layer,
-        variable_axes={"params": 0, **dict.fromkeys(KINDS, 0)},
+        variable_axes={"params": 0, **dict.fromkeys(MOE_KINDS, 0)},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
         length=depth,
