@@ -32,7 +32,7 @@ class Study:
     """The keys of conf/scaling.yaml.
 
     Attributes:
-      ladder: how the rungs follow from their dials, see `adaptlab.study.ladder`.
+      ladder: how the rungs follow from their dials, see `adaptlab.study.ladder.ladder`.
       domains: the corpora that bases are made of, by name.
       target: the corpus to adapt to.
       optim: the optimiser of pre-training; its learning rate follows from the ladder.

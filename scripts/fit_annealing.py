@@ -71,28 +71,29 @@ def fit_file(job: Fitting, folder: Path) -> dict[str, Any]:
     """
     from rich.console import Console
 
-    from adaptlab.report import files, scaling_annealing, scaling_inputs
-    from adaptlab.report.scaling_results import law_table, quotation
+    from adaptlab.report import files
+    from adaptlab.report.scaling import annealing, inputs
+    from adaptlab.report.scaling.results import law_table, quotation
 
-    table = scaling_inputs.load_rows(job.data, every_step=True)
+    table = inputs.load_rows(job.data, every_step=True)
     columns = {"schedule": job.schedule_column, "step": job.step, "lr": job.lr, "y": job.y}
-    curves = scaling_annealing.read_curves(table, **columns, where=job.where, warmup=job.warmup)
-    train, test = scaling_annealing.split_schedules(list(curves), job.train, job.test)
+    curves = annealing.read_curves(table, **columns, where=job.where, warmup=job.warmup)
+    train, test = annealing.split_schedules(list(curves), job.train, job.test)
     how = {name: getattr(job, name) for name in ("loss", "delta", "space", "starts", "seed", "level")}
-    found = scaling_annealing.fit_annealing(_law(job.law), curves, train, test, **how)
+    found = annealing.fit_annealing(_law(job.law), curves, train, test, **how)
     path = folder / job.out
     path = path if path.suffix == ".json" else path / "fit.json"
     files.save_json(path, found.result)
     written = [path, path.with_name(f"{path.stem}_curves.csv")]
-    files.replace(written[1], scaling_annealing.curves_csv(found).encode())
+    files.replace(written[1], annealing.curves_csv(found).encode())
     if job.figures:
         from adaptlab.report.figures import save_figure
 
-        save_figure(path.with_name(f"{path.stem}_curves"), scaling_annealing.draw_annealing(found))
+        save_figure(path.with_name(f"{path.stem}_curves"), annealing.draw_annealing(found))
         written.append(path.with_name(f"{path.stem}_curves.png"))
     console = Console()
     console.print(law_table(found.result, found.fitted, job.level, job.y))
-    console.print(scaling_annealing.schedules_table(found))
+    console.print(annealing.schedules_table(found))
     said = found.result["diagnostics"]
     lines = [quotation(found.result, found.fitted, job.level)]
     lines += [f"Warning: {one}" for one in (*said["identifiability"]["sentences"], *said["warnings"])]

@@ -87,22 +87,24 @@ def fit_file(job: Fitting, folder: Path) -> dict[str, Any]:
     """
     from rich.console import Console
 
-    from adaptlab.report import files, scaling_inputs, scaling_laws
+    from adaptlab.report import files
+    from adaptlab.report.scaling import inputs
+    from adaptlab.report.scaling.laws import draw_laws, fit_laws, prepare, print_laws
 
     form = al.config.instantiate(job.form)
-    table = scaling_inputs.load_rows(job.data, job.every_step)
+    table = inputs.load_rows(job.data, job.every_step)
     table = table if job.wide is None else al.scaling.table.melted(table, job.wide, job.y)
-    prepared = scaling_laws.prepare(table, form, **_rows_of(job))
+    prepared = prepare(table, form, **_rows_of(job))
     how = {name: getattr(job, name) for name in ("loss", "delta", "space", "starts", "seed")}
-    laws = scaling_laws.fit_laws(form, prepared, bootstrap=job.bootstrap, level=job.level, **how)
+    laws = fit_laws(form, prepared, bootstrap=job.bootstrap, level=job.level, **how)
     results = {key: law.result for key, law in laws.items()}
     whole = next(iter(results.values())) if job.group is None else {"form": form.name, "groups": results}
     path = folder / job.out
     path = path if path.suffix == ".json" else path / "fit.json"
     files.save_json(path, whole)
-    drawn = scaling_laws.draw_laws(laws, path) if job.figures else []
+    drawn = draw_laws(laws, path) if job.figures else []
     console = Console()
-    scaling_laws.print_laws(laws, console, job.group, job.level)
+    print_laws(laws, console, job.group, job.level)
     console.print(f"{path}" + "".join(f"\n{figure}" for figure in drawn), highlight=False, markup=False, soft_wrap=True)
     return whole
 

@@ -3,14 +3,14 @@
 from adaptlab.report.claims import Claim, Verdict, claim, judge
 from adaptlab.report.curves import from_journals, load_curves, save_curves
 from adaptlab.report.labels import labels_table, print_labels, summarise_labels
-from adaptlab.report.landscape_summary import (
+from adaptlab.report.landscape.summary import (
     Landscape,
     landscape_curves,
     lines_by_seed,
     summarise_landscape,
     with_lines,
 )
-from adaptlab.report.landscape_words import print_landscape
+from adaptlab.report.landscape.words import print_landscape
 from adaptlab.report.passport import passport, surroundings
 from adaptlab.report.progress import progress
 from adaptlab.report.ranks import by_rank

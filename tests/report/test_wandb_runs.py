@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from adaptlab.report import wandb
-from adaptlab.report.scaling_inputs import load_rows
+from adaptlab.report.scaling.inputs import load_rows
 from adaptlab.report.wandb_runs import offline_runs
 
 LOG = """

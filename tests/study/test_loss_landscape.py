@@ -9,7 +9,7 @@ import pytest
 
 from adaptlab.report import load_curves
 from adaptlab.report.curves import series
-from tests.report.test_landscape_page import fetched
+from tests.report.landscape.test_page import fetched
 from tests.study.conftest import finish
 
 SMALL = [

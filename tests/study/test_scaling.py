@@ -12,15 +12,15 @@ import pytest
 
 from adaptlab import config, tree
 from adaptlab.models import llama
-from adaptlab.report.ladder_claims import pooled, rank_with_forgetting
+from adaptlab.report.ladder.claims import pooled, rank_with_forgetting
 from adaptlab.report.outcomes import Outcome, Outcomes
 from adaptlab.report.trajectory import make_trajectory
 from adaptlab.study.folder import StudyError
-from adaptlab.study.ladder_laws import law
-from adaptlab.study.ladder_plan import LadderPlan, plan_ladder
-from adaptlab.study.ladder_points import effective_data, with_transfer
-from adaptlab.study.ladder_predictions import make_predictions, score, seal
-from adaptlab.study.ladder_sizes import budget, ladder, rung
+from adaptlab.study.ladder.laws import law
+from adaptlab.study.ladder.plan import LadderPlan, plan_ladder
+from adaptlab.study.ladder.points import effective_data, with_transfer
+from adaptlab.study.ladder.predictions import make_predictions, score, seal
+from adaptlab.study.ladder.sizes import budget, ladder, rung
 from experiments.scaling import Study
 from tests.study.conftest import ROOT, finish, results, start
 
@@ -330,7 +330,7 @@ def test_pretraining_of_all_seeds_starts_at_random_weights_of_their_own_and_lear
 
 @pytest.mark.slow
 def test_the_points_are_read_by_the_command_that_fits_laws(interrupted: tuple[Path, dict[str, Any]]):
-    from adaptlab.report.scaling_inputs import load_rows
+    from adaptlab.report.scaling.inputs import load_rows
 
     folder, _ = interrupted
     for name in ("points.csv", "points.parquet"):

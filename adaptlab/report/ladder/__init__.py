@@ -1,0 +1,1 @@
+"""The report on a ladder of models: its claims, figures and page."""

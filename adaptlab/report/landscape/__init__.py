@@ -1,0 +1,1 @@
+"""The report on loss landscapes: its numbers, words, claims, figures and page."""

@@ -1,0 +1,5 @@
+"""A ladder of models: its sizes, runs, laws and predictions."""
+
+from adaptlab.study.ladder.sizes import ladder
+
+__all__ = ["ladder"]

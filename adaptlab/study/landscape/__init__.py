@@ -1,0 +1,1 @@
+"""A study of loss landscapes: its labs, lines, surfaces and spectra."""
