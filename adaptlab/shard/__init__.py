@@ -1,0 +1,24 @@
+"""Named meshes: models name logical axes, two tables say on which mesh axes each rests and computes.
+
+XLA's partitioner derives the rest from where arrays rest and from what layers say of their activations and weights.
+"""
+
+from adaptlab.shard.computing import computing, computing_placement, constrain, constrain_rest, on
+from adaptlab.shard.mesh import AXES, make_mesh
+from adaptlab.shard.placement import COMPUTE, REST, Placement, Rules, mesh_axes, place
+
+__all__ = [
+    "AXES",
+    "COMPUTE",
+    "REST",
+    "Placement",
+    "Rules",
+    "computing",
+    "computing_placement",
+    "constrain",
+    "constrain_rest",
+    "make_mesh",
+    "mesh_axes",
+    "on",
+    "place",
+]

@@ -1,0 +1,128 @@
+"""Where arrays live: models name logical axes, two tables say on which mesh axes each lies."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from adaptlab import tree
+
+__all__ = ["COMPUTE", "REST", "Placement", "Rules", "mesh_axes", "place"]
+
+Rules = Mapping[str, str | tuple[str, ...] | None]
+"""Logical axis -> mesh axis, several of them (the first is the outermost), or None: a copy on every device."""
+
+REST: Rules = {
+    "bottleneck": None,
+    "embed": "fsdp",
+    "experts": "expert",
+    "ffn": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "layers": "stage",
+    "rank": None,
+    "vocab": "tensor",
+}
+"""Where parameters, deltas and the optimiser's moments rest."""
+
+COMPUTE: Rules = {
+    "batch": ("data", "fsdp", "expert"),
+    "bottleneck": None,
+    "embed": None,
+    "experts": "expert",
+    "ffn": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "layers": "stage",
+    "rank": None,
+    "time": "context",
+    "vocab": "tensor",
+}
+"""Where the weights and the activations of a layer are while it computes."""
+
+
+class Placement(NamedTuple):
+    """Where a model lives.
+
+    Attributes:
+      mesh: the devices, see `make_mesh`.
+      axes: the model's logical axes, a tree of tuples of names.
+      rest: logical axis -> mesh axes of what rests.
+      compute: logical axis -> mesh axes of what computes.
+    """
+
+    mesh: Mesh
+    axes: Any
+    rest: Rules = REST
+    compute: Rules = COMPUTE
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """A copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """The leading axis over the mesh axes of "batch"."""
+        return NamedSharding(self.mesh, PartitionSpec(self._part(self.compute, "batch")))
+
+    def size(self, name: str) -> int:
+        """Over how many devices a logical axis is split while computing."""
+        return math.prod(self.mesh.shape[axis] for axis in mesh_axes(self.compute, name))
+
+    def shardings(self, axes: Any, arrays: Any) -> Any:
+        """Return where each array of a tree rests, from its logical axes.
+
+        Raises:
+          ValueError: an axis without a rule, two axes of one array on one mesh axis, or a size that the mesh axes
+            do not divide.
+        """
+        names = tree.flatten(axes, is_leaf=lambda x: isinstance(x, tuple))
+        return tree.map_with_path(lambda path, x: self._sharding(path, names[path], x.shape), arrays)
+
+    def _sharding(self, path: str, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+        if unknown := [n for n in names if n is not None and n not in self.rest]:
+            raise ValueError(f"{path}: no rule for the logical axes {unknown}; rules exist for {sorted(self.rest)}.")
+        spec = [self._part(self.rest, n) for n in names]
+        used = [axis for n in names for axis in mesh_axes(self.rest, n)]
+        if len(set(used)) < len(used):
+            raise ValueError(f"{path}: two of the axes {tuple(names)} live on one mesh axis ({self._said(names)}).")
+        for size, name in zip(shape, names, strict=True):
+            axes = mesh_axes(self.rest, name)
+            parts = math.prod(self.mesh.shape[axis] for axis in axes)
+            if size % parts:
+                over = " x ".join(f"{axis}={self.mesh.shape[axis]}" for axis in axes)
+                choices = [d for d in range(1, self.mesh.size + 1) if size % d == 0]
+                raise ValueError(
+                    f"{path}: {name}={size} does not divide over {over}; choose {' x '.join(axes)} from {choices}."
+                )
+        return NamedSharding(self.mesh, PartitionSpec(*spec))
+
+    def _part(self, rules: Rules, name: str | None) -> Any:
+        """The entry of a logical axis in a PartitionSpec; mesh axes of size 1 are not mentioned."""
+        axes = tuple(axis for axis in mesh_axes(rules, name) if self.mesh.shape[axis] > 1)
+        return None if not axes else axes[0] if len(axes) == 1 else axes
+
+    def _said(self, names: Sequence[str | None]) -> str:
+        return ", ".join(f"{n} -> {' x '.join(mesh_axes(self.rest, n)) or None}" for n in names)
+
+
+def mesh_axes(rules: Rules, name: str | None) -> tuple[str, ...]:
+    """Return the mesh axes of a logical axis, as a tuple."""
+    found = None if name is None else rules[name]
+    return () if found is None else (found,) if isinstance(found, str) else tuple(found)
+
+
+def place(arrays: Any, shardings: Any) -> Any:
+    """Put host arrays on the mesh; each process hands over only the parts that its own devices hold."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        x = np.asarray(x)
+        if jax.process_count() == 1:
+            return jax.device_put(x, sharding)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(put, arrays, shardings)
