@@ -15,7 +15,7 @@ __all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "o
 
 _COMPUTING: ContextVar[Placement | None] = ContextVar("computing", default=None)
 
-_LOOSE = ("batch", "kv_heads", "time")
+_LOOSE = ("batch", "expert_batch", "kv_heads", "time")
 """Where these do not divide (one example of a batch, a prompt in front of a text), the partitioner decides."""
 
 

@@ -32,6 +32,7 @@ COMPUTE: Rules = {
     "batch": ("data", "fsdp", "expert"),
     "bottleneck": None,
     "embed": None,
+    "expert_batch": ("data", "fsdp"),  # the batch where experts compute, which have its other axis
     "experts": "expert",
     "ffn": "tensor",
     "heads": "tensor",
