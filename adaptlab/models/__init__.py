@@ -5,6 +5,7 @@ from adaptlab.models.bert import BertShape, bert, bert_classifier
 from adaptlab.models.gpt2 import GPT2Shape, gpt2
 from adaptlab.models.llama import LlamaShape, llama
 from adaptlab.models.losses import classification, cross_entropy, language_modelling
+from adaptlab.models.mixtral import MixtralShape, mixtral
 from adaptlab.models.mlp import mlp
 from adaptlab.models.model import Model, Pretrained, Slot
 from adaptlab.models.pretrained import pretrained, save_hf
@@ -16,6 +17,7 @@ __all__ = [
     "BertShape",
     "GPT2Shape",
     "LlamaShape",
+    "MixtralShape",
     "Model",
     "Pretrained",
     "Quantization",
@@ -27,6 +29,7 @@ __all__ = [
     "gpt2",
     "language_modelling",
     "llama",
+    "mixtral",
     "mlp",
     "names",
     "pretrained",

@@ -12,7 +12,7 @@ __all__ = ["KINDS", "MOE_KINDS", "make_intermediates", "record", "recorded"]
 KINDS = ("hidden", "attention")
 """Each kind is a Linen collection of its own, so that only what was asked for is computed and kept."""
 
-MOE_KINDS = (*KINDS, "router", "dropped")
+MOE_KINDS = (*KINDS, "router", "chosen", "dropped")
 """What a mixture of experts records."""
 
 _NAME = "recorded"
@@ -58,7 +58,7 @@ def recorded(kind: str, found: Mapping[str, Any], length: int) -> jax.Array:
     """
     if kind == "attention":
         return found["layers"]["attention"][_NAME][:, :, :, -length:]
-    if kind in ("router", "dropped"):
+    if kind in MOE_KINDS[len(KINDS) :]:
         return found["layers"]["feed_forward"][_NAME][:, :, -length:]
     whole = jnp.concatenate([found[_NAME][None], found["layers"][_NAME]])
     return whole[:, :, -length:]

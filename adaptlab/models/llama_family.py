@@ -75,6 +75,11 @@ def _write(shape: LlamaShape, context: int, weights: Mapping[str, Any]) -> tuple
 
 
 def _read_gguf(header: Callable[..., Any], tensors: Mapping[str, tuple[int, ...]]) -> LlamaShape:
+    if experts := header("llama.expert_count", 0):
+        raise ValueError(
+            f"a GGUF file with llama.expert_count={experts} is a mixture of experts, which is read from a Hugging Face "
+            "folder (config.json, *.safetensors) only; convert it, or open the original checkpoint."
+        )
     width, heads = header("llama.embedding_length"), header("llama.attention.head_count")
     return LlamaShape(
         vocab_size=tensors["token_embd.weight"][0],

@@ -5,8 +5,11 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 
+from adaptlab import tree
 from adaptlab.config import GIVEN, Traced
+from adaptlab.models.intermediates import recorded
 from adaptlab.models.model import Model
+from adaptlab.models.moe import load_balancing_loss, router_z_loss
 from adaptlab.rng import stream_id
 from adaptlab.stats import Mean
 
@@ -29,25 +32,50 @@ def language_modelling(
     dropout: Traced | None = None,
     label_noise: Traced | None = None,
     label_smoothing: Traced | None = None,
+    balance: Traced | None = None,
+    router_z: Traced | None = None,
 ) -> Any:
     """Return `loss(params, batch, key) -> Mean`: next-token cross-entropy over the tokens that count.
 
     The batch has `tokens`, `targets`, `segments`, `positions` and `weights`, all `[B, T]`. What is None is not in the
-    program at all.
+    program at all. The terms of a mixture of experts are means over the tokens that count of one (micro)batch.
 
     Args:
       model: the language model.
       dropout: the share of the embedding's and each residual branch's activations that is dropped.
       label_noise: the probability that a target is replaced by a token drawn uniformly, anew in each step.
       label_smoothing: ε of (1 - ε) · nats(target) + ε · mean over the vocabulary of nats (arXiv:1512.00567, sec. 7).
+      balance: the coefficient of a mixture of experts' `adaptlab.models.moe.load_balancing_loss`; 0.01 or 0.02 are usual.
+      router_z: the coefficient of its `adaptlab.models.moe.router_z_loss`; 0.001 is usual.
+
+    Raises:
+      ValueError: a coefficient for the router of a model that has none.
     """
+    routed = balance is not None or router_z is not None
+    if routed and not any(path.endswith("/router") for path in tree.flatten(model.axes(), lambda x: type(x) is tuple)):
+        raise ValueError("balance and router_z are of a mixture of experts (mixtral); this model has no router.")
 
     def loss(params: Any, batch: Any, key: jax.Array) -> Mean:
-        drops = {} if dropout is None else {"dropout": (dropout, jax.random.fold_in(key, stream_id("dropout")))}
-        logits = model.apply(params, batch.tokens, segments=batch.segments, positions=batch.positions, **drops)
-        return _summed(logits, batch, key, label_noise, label_smoothing)
+        inputs: dict[str, Any] = {"segments": batch.segments, "positions": batch.positions}
+        if dropout is not None:
+            inputs["dropout"] = (dropout, jax.random.fold_in(key, stream_id("dropout")))
+        if not routed:
+            logits = model.apply(params, batch.tokens, **inputs)
+            return _summed(logits, batch, key, label_noise, label_smoothing)
+        logits, found = model.apply(params, batch.tokens, **inputs, mutable=["router", "chosen"])
+        total, weight = _summed(logits, batch, key, label_noise, label_smoothing)
+        return Mean(total + weight * _routing(found, batch, balance, router_z), weight)
 
     return loss
+
+
+def _routing(found: Any, batch: Any, balance: Any, z: Any) -> jax.Array:
+    """The terms of a mixture of experts, of what its routers recorded."""
+    logits_LBTE, chosen_LBTK = (recorded(kind, found[kind], batch.tokens.shape[1]) for kind in ("router", "chosen"))
+    total = jnp.zeros(())
+    if balance is not None:
+        total = total + balance * load_balancing_loss(logits_LBTE, chosen_LBTK, batch.weights)
+    return total if z is None else total + z * router_z_loss(logits_LBTE, batch.weights)
 
 
 def classification(

@@ -19,6 +19,7 @@ from adaptlab.models.family import Family
 from adaptlab.models.gguf_blocks import deinterleave, raw_rows, stored_weight
 from adaptlab.models.gpt2_family import GPT2
 from adaptlab.models.llama_family import LLAMA
+from adaptlab.models.mixtral_family import MIXTRAL
 from adaptlab.models.model import Model, Pretrained
 from adaptlab.models.weights import Entry, assemble, disassemble
 from adaptlab.rng import key_for
@@ -28,7 +29,7 @@ __all__ = ["FAMILIES", "pretrained", "save_hf"]
 
 log = logging.getLogger(__name__)
 
-FAMILIES = {family.name: family for family in (BERT, GPT2, LLAMA)}
+FAMILIES = {family.name: family for family in (BERT, GPT2, LLAMA, MIXTRAL)}
 """By the `model_type` of config.json."""
 
 _HEAD = "classifier/"

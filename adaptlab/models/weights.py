@@ -15,7 +15,8 @@ class Entry(NamedTuple):
 
     Attributes:
       path: where the tensor stands in our tree.
-      hf: its name in Hugging Face checkpoints; "{}" stands for the layer, and then the leaf is a stack of layers.
+      hf: its name in Hugging Face checkpoints; "{}" stands for the layer, and then the leaf is a stack of layers; a
+        second one stands for the expert, and then it is a stack of stacks.
       gguf: its name in GGUF files.
       transpose: whether the checkpoint keeps `[output, input]` where we keep `[input, output]`.
       rotary_heads: how many rotary heads the rows hold (llama.cpp interleaves their halves), or 0.
@@ -52,12 +53,12 @@ def match(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int
         )
 
 
-def _names(name: str, depth: int) -> list[str]:
-    return [name.format(i) for i in range(depth)] if "{}" in name else [name]
+def _places(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Return `{tensor: its index}` of a leaf: one tensor for each layer of a stack, and for each expert of a layer."""
+    return {name.format(*index): index for index in np.ndindex(shape[: name.count("{}")])}
 
 
-def _stored_shape(entry: Entry, shape: tuple[int, ...], stacked: bool) -> tuple[int, ...]:
-    one = shape[1:] if stacked else shape
+def _stored_shape(entry: Entry, one: tuple[int, ...]) -> tuple[int, ...]:
     one = (*one[:-1], one[-1] * entry.parts)
     return one[::-1] if entry.transpose else one
 
@@ -83,24 +84,20 @@ def assemble(
     Returns:
       The nested dict of float32 NumPy arrays.
     """
-    plan = {}
-    for entry in entries:
-        stacked = "{}" in name_of(entry)
-        names = _names(name_of(entry), shapes[entry.path][0] if stacked else 1)
-        plan[entry] = (names, stacked)
+    plan = {entry: _places(name_of(entry), shapes[entry.path]) for entry in entries}
     expected = {
-        name: _stored_shape(entry, shapes[entry.path], stacked)
-        for entry, (names, stacked) in plan.items()
-        for name in names
+        name: _stored_shape(entry, shapes[entry.path][len(index) :])
+        for entry, places in plan.items()
+        for name, index in places.items()
     }
     match(expected, found, where)
     flat = {}
-    for entry, (names, stacked) in plan.items():
+    for entry, places in plan.items():
         out = np.empty(shapes[entry.path], np.float32)
-        for i, name in enumerate(names):
+        for name, index in places.items():
             array = read(name, entry)
             array = array.T if entry.transpose else array
-            out[i if stacked else ...] = np.split(array, entry.parts, axis=-1)[entry.part]
+            out[index] = np.split(array, entry.parts, axis=-1)[entry.part]
         flat[entry.path] = out
     return tree.unflatten(flat)
 
@@ -119,9 +116,8 @@ def disassemble(entries: Iterable[Entry], params: Any) -> dict[str, np.ndarray]:
     tensors = {}
     for entry in sorted(entries, key=lambda entry: entry.part):
         array = np.asarray(flat[entry.path])
-        layers = array if "{}" in entry.hf else array[None]
-        for name, layer in zip(_names(entry.hf, len(layers)), layers, strict=True):
-            parts.setdefault(name, []).append(layer)
+        for name, index in _places(entry.hf, array.shape).items():
+            parts.setdefault(name, []).append(array[index])
             if len(parts[name]) == entry.parts:
                 whole = np.concatenate(parts[name], axis=-1)
                 tensors[name] = np.ascontiguousarray(whole.T if entry.transpose else whole)
