@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "measure",
         "models",
         "optim",
+        "plan",
         "preempt",
         "report",
         "rng",
