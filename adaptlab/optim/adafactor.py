@@ -1,6 +1,6 @@
 """Adafactor: the second moment of a matrix as an outer product of its row and column means."""
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -49,40 +49,42 @@ def adafactor(
       min_size_to_factor: an array is factored over its two largest axes if both are at least this long.
       weight_decay: decoupled, times the scheduled learning rate.
       clip: the largest global gradient norm; None does not clip.
-      groups: the parameter groups, which must all start at once: the factored moments belong to no one array's shape.
+      groups: the parameter groups. Layers of one array that start apart are a block each, and t counts from their start.
+
+    Raises:
+      ValueError: when updating, if layers start apart in an array so deep that it is factored over its layers.
     """
-    parts = [_factored(decay_rate, eps, min_size_to_factor), _clip_by_block_rms(threshold)]
+    factored: Any = optax.scale_by_factored_rms
+    parts = [factored(decay_rate=decay_rate, epsilon=eps, min_dim_size_to_factor=min_size_to_factor)]
+    parts += [_clip_by_block_rms(threshold)]
     parts += [_scale_by_block_rms(min_scale)] if scale_parameters else []
     parts += [] if momentum is None else [optax.ema(momentum, debias=False)]
-    core = bias_corrected(optax.chain(*parts), groups, total_steps)
+    core = _moments_of_no_one(bias_corrected(optax.chain(*parts), groups, total_steps))
     return assemble(
         core, lr, total_steps=total_steps, schedule=schedule, weight_decay=weight_decay, clip=clip, groups=groups
     )
 
 
-class FactoredState(NamedTuple):
-    """The updates done, and the second moments: of rows, of columns, and of what is not factored."""
+def _moments_of_no_one(core: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Hide whose the factored moments are: they do not have their parameters' shapes, so on a mesh they lie everywhere.
 
-    count: jax.Array
-    moments: Any
+    What maps over parameters (`optax.tree_map_params`) asks for the state of a tree without leaves; there each tree of
+    moments is one leaf.
+    """
 
+    def hidden(state: Any) -> Any:
+        if not isinstance(state, optax.FactoredState):
+            return state
+        return optax.FactoredState(state.count, *[jnp.zeros(())] * 3)
 
-def _factored(decay_rate: Traced, eps: Traced, min_size: int) -> optax.GradientTransformation:
-    inner: Any = optax.scale_by_factored_rms(decay_rate=decay_rate, epsilon=eps, min_dim_size_to_factor=min_size)
+    def init(params: Any) -> Any:
+        state = core.init(params)
+        if jax.tree.leaves(params):
+            return state
+        return jax.tree.map(hidden, state, is_leaf=lambda x: isinstance(x, optax.FactoredState))
 
-    def init(params: Any) -> FactoredState:
-        # Factored moments do not have their parameters' shapes, so what maps over parameters (`optax.tree_map_params`,
-        # which asks for the state of a tree without leaves) must take them for one leaf: on a mesh they lie everywhere.
-        if not jax.tree.leaves(params):
-            return FactoredState(jnp.zeros((), jnp.int32), jnp.zeros(()))
-        count, *moments = inner.init(params)
-        return FactoredState(count, tuple(moments))
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, FactoredState]:
-        if not jax.tree.leaves(updates):
-            return updates, state
-        updates, (count, *moments) = inner.update(updates, optax.FactoredState(state.count, *state.moments), params)
-        return updates, FactoredState(count, tuple(moments))
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return core.update(updates, state, params) if jax.tree.leaves(updates) else (updates, state)
 
     return optax.GradientTransformation(init, update)
 
