@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by scripts/quickstart and scripts/test: `install_locked LOCK` makes <clone>/.venv hold exactly the packages
+# Sourced by scripts/quickstart, scripts/test and scripts/host: `install_locked LOCK` makes <clone>/.venv hold exactly the packages
 # of a lock file, and the project itself in editable form. It does nothing when nothing has changed since.
 
 CLONE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -63,4 +63,17 @@ install_locked() {
     echo "$fingerprint" >"$stamp"
     if [ "$lock" = requirements-dev.lock ]; then echo "$fingerprint" >"$VENV/installed-requirements.lock"; fi
     echo "Installed in $((SECONDS - started)) s"
+}
+
+# install_extra EXTRA: after install_locked, also what an extra of pyproject.toml asks for; locked packages stay as they are.
+install_extra() {
+    local extra=$1 fingerprint pins stamp=$VENV/installed-extra-$1
+    fingerprint=$(_fingerprint)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$fingerprint" ]; then return; fi
+    pins=$(mktemp)
+    grep -E '^[a-z].*==' "$CLONE/requirements.lock" | sed 's/ \\$//' >"$pins"
+    "$VENV/bin/python" -m pip --disable-pip-version-check --quiet install --constraint "$pins" --editable "${CLONE}[$extra]" ||
+        return 1
+    rm -f "$pins"
+    echo "$fingerprint" >"$stamp"
 }

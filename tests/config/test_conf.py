@@ -26,6 +26,11 @@ GIVEN = {
     "base/local": [f"base.weights.path={CONF}"],
     "base/hub": ["base.weights.repo=some/model"],
     "domain/text": ["domain.path=some/text.txt"],
+    "launch/tpu_vm": ["launch.bucket=some-bucket"],
+    "launch/queued_resource": ["launch.bucket=some-bucket"],
+    "launch/jobset": ["launch.image=some/image", "launch.bucket=some-bucket"],
+    "launch/xpk": ["launch.image=some/image", "launch.cluster=some-cluster", "launch.storage=some-storage"],
+    "launch/skypilot": ["launch.bucket=gs://some-bucket"],
     "mesh/single": ["mesh.data=8"],
 }
 
@@ -50,6 +55,7 @@ def test_there_is_a_yaml_for_each_part_of_a_study():
         "experiment",
         "form",
         "groups",
+        "launch",
         "law",
         "mesh",
         "method",
@@ -71,6 +77,7 @@ MEMBERS = {
     "adapt": ["init", "bind", "axes"],
     "form": ["predict", "starts", "equation"],
     "groups": ["rate", "decay", "start"],
+    "launch": ["render", "secrets_from_here"],
     "mesh": ["devices"],
     "optim": ["init", "update"],
     "schedule": [],

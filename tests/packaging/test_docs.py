@@ -26,6 +26,7 @@ SCHEMAS = {
     "scripts.fit_annealing": ("fit_annealing", "Fitting"),
     "scripts.fit_scaling": ("fit_scaling", "Fitting"),
     "scripts.fisher_mask": ("fisher_mask", "Masking"),
+    "scripts.launch": ("launch", "Launch"),
     "scripts.merge": ("merge", "Merging"),
     "scripts.peft": ("peft", "Exchange"),
     "scripts.plot_schedule": ("plot_schedule", "Plot"),

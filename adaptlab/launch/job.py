@@ -1,0 +1,133 @@
+"""What is launched, whatever the machine: one command, its run directory, its environment."""
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from adaptlab.config import ConfigError
+
+__all__ = ["EXIT_PREEMPTED", "Job", "Rendered", "Target", "job"]
+
+EXIT_PREEMPTED = 75
+"""A run that was told to go saved its state and left with this code (EX_TEMPFAIL of sysexits.h): run it again."""
+
+_NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
+
+
+class Job(NamedTuple):
+    """One command for every host.
+
+    Attributes:
+      name: of the job, and of all that is made for it.
+      command: a module and its arguments, the run directory among them.
+      out: a folder that every host sees at this path, and that outlives the machines.
+      environment: variables every host has.
+      secrets: names of variables that every host has too, and whose values are never written down.
+      restarts: how often the job is run again after a pre-emption or a lost host.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    out: str
+    environment: Mapping[str, str]
+    secrets: tuple[str, ...]
+    restarts: int
+
+    @property
+    def folder(self) -> str:
+        """Where its files are written, in the clone."""
+        return f"runs/launch/{self.name}"
+
+    def run(self, *prefix: str) -> str:
+        """Return the command after a prefix, quoted for a shell."""
+        return shlex.join([*prefix, *self.command])
+
+
+class Rendered(NamedTuple):
+    """What a target makes of a job.
+
+    Attributes:
+      files: `{name: text}`, written into the job's `folder`.
+      submit: the command that submits them, run in the clone.
+    """
+
+    files: dict[str, str]
+    submit: tuple[str, ...]
+
+
+class Target(NamedTuple):
+    """Somewhere to run jobs.
+
+    Attributes:
+      render: `job -> Rendered`, which touches nothing.
+      secrets_from_here: whether secrets are read from the environment that submits, not from a store of the target.
+    """
+
+    render: Callable[[Job], Rendered]
+    secrets_from_here: bool
+
+
+def job(
+    command: str,
+    name: str,
+    *,
+    out: str,
+    environment: Mapping[str, str | int | float] | None = None,
+    secrets: Sequence[str] = (),
+    restarts: int = 20,
+) -> Job:
+    """Return a job whose run directory is `out/name`, so that whoever runs it again goes on with it.
+
+    Args:
+      command: a module of experiments or scripts and its arguments, as one would type them after `python -m`.
+      name: lower-case letters, digits and dashes, at most 40: it names machines and pods too.
+      out: an absolute path.
+      environment: variables; a cache of compiled programs under `out` is added if it has none.
+      secrets: names of variables.
+      restarts: how often the job is run again.
+
+    Raises:
+      ConfigError: a name, a module, a path or a variable that cannot be meant.
+    """
+    words = shlex.split(command)
+    if words[:1] and words[0].startswith("python"):
+        words = words[1:]
+    words = words[1:] if words[:1] == ["-m"] else words
+    if not _NAME.fullmatch(name):
+        raise ConfigError(
+            f"name={name!r} must be lower-case letters, digits and dashes, begin with a letter, end with none of the "
+            f"dashes and have at most 40 signs: machines and pods are called so."
+        )
+    if not words or words[0].split(".")[0] not in ("experiments", "scripts") or not _exists(words[0]):
+        raise ConfigError(
+            f"command={command!r} must begin with a module of experiments or scripts, as after python -m."
+        )
+    if not out.startswith("/"):
+        raise ConfigError(f"out={out!r} must be an absolute path that every host sees, such as /mnt/runs.")
+    variables = {"JAX_COMPILATION_CACHE_DIR": f"{out}/compiled"} | {k: str(v) for k, v in (environment or {}).items()}
+    if wrong := [v for v in [*variables, *secrets] if not _VARIABLE.fullmatch(v)]:
+        raise ConfigError(f"environment and secrets name variables, and {wrong} are no such names.")
+    if both := [v for v in secrets if v in variables]:
+        raise ConfigError(f"{both} are both in environment, where values are printed, and in secrets: leave one out.")
+    if restarts < 0:
+        raise ConfigError(f"restarts={restarts} must be 0 or more.")
+    return Job(name, tuple(_with_folder(words, f"{out}/{name}")), out, variables, tuple(secrets), restarts)
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _with_folder(words: list[str], folder: str) -> list[str]:
+    """The command with its run directory, unless it says one; only studies have any."""
+    if not words[0].startswith("experiments.") or any(word.startswith(_FOLDERS) for word in words):
+        return words
+    multirun = any(word in ("-m", "--multirun") for word in words[1:])
+    return [*words, f"hydra.{'sweep' if multirun else 'run'}.dir={folder}"]

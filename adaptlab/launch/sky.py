@@ -1,0 +1,54 @@
+"""SkyPilot: a managed job, which it recovers on whatever cloud has the machines."""
+
+from adaptlab.config import ConfigError
+from adaptlab.launch.job import EXIT_PREEMPTED, Job, Rendered, Target
+from adaptlab.launch.render import render
+from adaptlab.launch.tpu import RUNTIMES
+
+__all__ = ["skypilot"]
+
+
+def skypilot(
+    accelerators: str,
+    bucket: str,
+    *,
+    infra: str | None = None,
+    extra: str = "tpu",
+    spot: bool = True,
+) -> Target:
+    """A managed job of SkyPilot's on one node or one TPU slice.
+
+    Args:
+      accelerators: such as tpu-v5litepod-16, A100:8 or H100:8.
+      bucket: with its scheme, such as gs://lab-runs or s3://lab-runs; mounted at the job's `out`.
+      infra: a cloud, region or zone, such as gcp/us-central1; null lets SkyPilot choose.
+      extra: what is installed besides the locked packages: tpu, cuda, or cpu for nothing.
+      spot: use spot machines.
+
+    Raises:
+      ConfigError: an extra that is none, a bucket without a scheme, or a TPU of no known generation.
+    """
+    if extra not in ("tpu", "cuda", "cpu"):
+        raise ConfigError(f"target.extra={extra!r} must be tpu, cuda or cpu.")
+    if "://" not in bucket:
+        raise ConfigError(f"target.bucket={bucket!r} needs its scheme, such as gs://{bucket}.")
+    generation = accelerators.removeprefix("tpu-").split("-")[0]
+    tpu = accelerators.startswith("tpu-")
+    if tpu and generation not in RUNTIMES:
+        raise ConfigError(f"target.accelerators={accelerators!r}: its generation is none of {sorted(RUNTIMES)}.")
+    values = {
+        "accelerators": accelerators,
+        "runtime": RUNTIMES[generation] if tpu else None,
+        "bucket": bucket,
+        "infra": infra,
+        "extra": extra,
+        "spot": spot,
+        "preempted": EXIT_PREEMPTED,
+    }
+
+    def rendered(job: Job) -> Rendered:
+        secrets = [word for name in job.secrets for word in ("--secret", name)]
+        submit = ("sky", "jobs", "launch", "--yes", f"--name={job.name}", *secrets, f"{job.folder}/task.yaml")
+        return Rendered({"task.yaml": render("skypilot.yaml", job=job, **values)}, submit)
+
+    return Target(rendered, secrets_from_here=True)
