@@ -1,6 +1,7 @@
 """The weight nodes, and the few functions that read whatever stands where a model has a weight."""
 
 from adaptlab.leaf.adapters import ACTIVATIONS, Bottleneck, Fusion, KroneckerSum
+from adaptlab.leaf.axes import map_arrays
 from adaptlab.leaf.choice import Choice
 from adaptlab.leaf.conv import LowRankConv, conv
 from adaptlab.leaf.decomposed import Decomposed, column_norms
@@ -51,6 +52,7 @@ __all__ = [
     "fastfood",
     "is_node",
     "is_quantized",
+    "map_arrays",
     "node",
     "product",
     "quantize",

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from adaptlab import leaf, tree
+from adaptlab.shard import computing_placement, constrain, constrain_rest
 
 __all__ = [
     "ACTIVATIONS",
@@ -53,11 +55,70 @@ ACTIVATIONS = {
 """By the names of Hugging Face: "gelu" is x Φ(x) (arXiv:1606.08415), "gelu_new" its approximation by tanh."""
 
 
-def read(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], axes: tuple) -> Any:
-    """Return the leaf `name` of a module: made from `init` while initialising, as bound otherwise."""
+class _Named(nn.Partitioned):
+    """A new weight with the names of its axes, which are not a mesh's: Linen must not look for them on one."""
+
+    def unbox(self, apply_constraint: bool = False) -> Any:
+        del apply_constraint
+        return self.value
+
+
+def stored(module: nn.Module, name: str, init: Callable[..., Any], shape: tuple[int, ...], axes: tuple) -> Any:
+    """Return the leaf `name` of a module where it rests: made from `init` while initialising, as bound otherwise."""
     if module.is_initializing():
-        module.param(name, nn.with_partitioning(init, axes), shape)
+        module.param(name, lambda *args: _Named(init(*args), axes), shape)
     return nn.unbox(module.get_variable("params", name))
+
+
+def read(
+    module: nn.Module,
+    name: str,
+    init: Callable[..., Any],
+    shape: tuple[int, ...],
+    axes: tuple,
+    dtype: Any = None,
+) -> Any:
+    """Return the leaf `name` of a module where it computes, see `gathered`."""
+    return gathered(stored(module, name, init, shape, axes), axes, dtype)
+
+
+def gathered(weight: Any, axes: tuple[str | None, ...], dtype: Any = None) -> Any:
+    """Bring a weight from where it rests to where it computes: on a mesh with `fsdp`, one layer's slice at a time.
+
+    Its gradient goes the same way back. (So this is done where a layer reads its slice, inside the scan and what is
+    rematerialised: neither the whole stack nor a gathered layer outlives its use.)
+
+    Args:
+      weight: an array or a node; of a node every array travels by itself, and nothing is merged.
+      axes: the logical names of the matrix's axes.
+      dtype: what the weight will be cast to when it is read, so that it may travel in fewer bits; None says nothing.
+    """
+    if not _on_many():
+        return weight
+    plain = not leaf.is_node(weight) or (isinstance(weight, leaf.LowRank) and not leaf.is_node(weight.w))
+
+    def travel(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
+        x = constrain_rest(x, names)
+        if plain and dtype is not None:
+            x = x.astype(dtype)
+        return checkpoint_name(constrain(x, names), GATHERED)
+
+    return leaf.map_arrays(travel, weight, axes)
+
+
+def _on_many() -> bool:
+    placement = computing_placement()
+    return placement is not None and placement.mesh.size > 1
+
+
+GATHERED = "gathered"
+"""The name of gathered weights, for rematerialisation: they are gathered again rather than kept."""
+
+
+def activations(x: jax.Array, last: str | None) -> jax.Array:
+    """Say where activations `[B, D]` or `[B, T, D]` are, D having the logical name `last`; others are left alone."""
+    leading = {2: ("batch",), 3: ("batch", "time")}.get(x.ndim)
+    return x if leading is None else constrain(x, (*leading, last))
 
 
 def slot(module: nn.Module, name: str) -> Any:
@@ -156,12 +217,13 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel_DF = read(self, "kernel", self.init, (x.shape[-1], self.features), self.axes)
-        y = leaf.dot(x, kernel_DF)
+        kernel_DF = read(self, "kernel", self.init, (x.shape[-1], self.features), self.axes, x.dtype)
+        y = activations(leaf.dot(x, kernel_DF), self.axes[1])
         if self.use_bias:
-            bias_F = read(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
+            axes = ("embed_vector",) if self.axes[1] == "embed" else self.axes[1:]
+            bias_F = read(self, "bias", nn.initializers.zeros, (self.features,), axes)
             y = y + _lifted(leaf.dense(bias_F), y).astype(y.dtype)
-        return y
+        return checkpoint_name(y, self.name) if self.name else y
 
 
 class Embed(nn.Module):
@@ -177,14 +239,24 @@ class Embed(nn.Module):
     rows: str | None = "vocab"
 
     def setup(self) -> None:
-        shape, axes = (self.vocab_size, self.width), (self.rows, "embed")
-        self.table = read(self, "embedding", nn.initializers.normal(0.02), shape, axes)
+        shape, self.axes = (self.vocab_size, self.width), (self.rows, "embed")
+        self.table = stored(self, "embedding", nn.initializers.normal(0.02), shape, self.axes)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
-        return leaf.take(self.table, ids_BT, self.dtype)
+        """Rows of the table, which stays where it rests: on a mesh with `fsdp` the rows travel instead.
+
+        Every device looks up its columns of the embedding for the tokens of all, and they exchange those for all
+        columns of their own tokens: less traffic than the table as soon as it has more rows than the batch tokens.
+        """
+        if not _on_many():
+            return leaf.take(self.table, ids_BT, self.dtype)
+        table = leaf.map_arrays(constrain_rest, self.table, self.axes)
+        x_BTD = leaf.take(table, constrain_rest(ids_BT, ("batch", "time")), self.dtype)
+        return activations(constrain_rest(x_BTD, ("batch", "time", "embed")), "embed")
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
-        return leaf.dot(x_BTD, self.table, transpose=True)
+        table = gathered(self.table, self.axes, x_BTD.dtype)
+        return activations(leaf.dot(x_BTD, table, transpose=True), self.rows)
 
 
 def dropped(module: nn.Module, x: jax.Array, rate: Any) -> jax.Array:
@@ -205,7 +277,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = leaf.dense(read(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed",)))
+        scale_D = leaf.dense(read(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed_vector",)))
         x32 = x.astype(jnp.float32)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return (x32 * inverse * _lifted(scale_D, x32)).astype(x.dtype)
@@ -218,8 +290,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale_D = leaf.dense(read(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed",)))
-        bias_D = leaf.dense(read(self, "bias", nn.initializers.zeros, x.shape[-1:], ("embed",)))
+        scale_D = leaf.dense(read(self, "scale", nn.initializers.ones, x.shape[-1:], ("embed_vector",)))
+        bias_D = leaf.dense(read(self, "bias", nn.initializers.zeros, x.shape[-1:], ("embed_vector",)))
         x32 = x.astype(jnp.float32)
         centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + self.eps)
@@ -271,10 +343,13 @@ def attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS:
     Returns:
       `[B, T, H, K]` in q's dtype.
     """
+    q_BTHK = constrain(q_BTHK, ("batch", "time", "heads", None))
+    k_BSGK, v_BSGK = (constrain(x, ("batch", None, "kv_heads", None)) for x in (k_BSGK, v_BSGK))
     (B, T, H, K), G = q_BTHK.shape, k_BSGK.shape[2]
     weights_BGRS = _attention_weights(q_BTHK, k_BSGK, mask_BTS).astype(v_BSGK.dtype)
     y_BGRK = jnp.einsum("bgrs,bsgk->bgrk", weights_BGRS, v_BSGK)
-    return y_BGRK.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    y_BTHK = y_BGRK.reshape(B, G, H // G, T, K).transpose(0, 3, 1, 2, 4).reshape(B, T, H, K)
+    return checkpoint_name(constrain(y_BTHK, ("batch", "time", "heads", None)), "attended")
 
 
 def attention_weights(q_BTHK: jax.Array, k_BSGK: jax.Array, mask_BTS: jax.Array) -> jax.Array:

@@ -3,7 +3,8 @@
 XLA's partitioner derives the rest from where arrays rest and from what layers say of their activations and weights.
 """
 
-from adaptlab.shard.computing import computing, computing_placement, constrain, constrain_rest, on
+from adaptlab.shard.computing import computing, computing_placement, constrain, constrain_rest, on, pin
+from adaptlab.shard.local import Stored, fetch, local_rows, put, put_rows
 from adaptlab.shard.mesh import AXES, make_mesh
 from adaptlab.shard.placement import COMPUTE, REST, Placement, Rules, mesh_axes, place
 
@@ -13,12 +14,18 @@ __all__ = [
     "REST",
     "Placement",
     "Rules",
+    "Stored",
     "computing",
     "computing_placement",
     "constrain",
     "constrain_rest",
+    "fetch",
+    "local_rows",
     "make_mesh",
     "mesh_axes",
     "on",
+    "pin",
     "place",
+    "put",
+    "put_rows",
 ]

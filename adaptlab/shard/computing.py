@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab.shard.placement import Placement, Rules, mesh_axes
 
-__all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "on"]
+__all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "on", "pin"]
 
 _COMPUTING: ContextVar[Placement | None] = ContextVar("computing", default=None)
 
@@ -64,9 +64,17 @@ def constrain_rest(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     return x if placement is None else _constrained(x, names, placement, placement.rest)
 
 
+def pin(arrays: Any, shardings: Any) -> Any:
+    """Say inside a trace where the arrays of a tree rest (`Placement.shardings`)."""
+
+    def one(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(_here(sharding.mesh)[0], sharding.spec))
+
+    return jax.tree.map(one, arrays, shardings)
+
+
 def _constrained(x: jax.Array, names: Sequence[str | None], placement: Placement, rules: Rules) -> jax.Array:
-    around = jax.sharding.get_abstract_mesh()
-    manual = frozenset() if around.empty else frozenset(around.manual_axes)  # inside a shard_map
+    mesh, manual = _here(placement.mesh)
     sizes = {axis: size for axis, size in placement.mesh.shape.items() if size > 1 and axis not in manual}
     if not sizes:
         return x
@@ -76,9 +84,14 @@ def _constrained(x: jax.Array, names: Sequence[str | None], placement: Placement
     used = [axis for part in spec if isinstance(part, tuple) for axis in part]
     if len(set(used)) < len(used):
         raise ValueError(f"two of the axes {tuple(names)} are on one mesh axis while computing ({spec}).")
-    return jax.lax.with_sharding_constraint(
-        x, NamedSharding(around if manual else placement.mesh, PartitionSpec(*spec))
-    )
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _here(mesh: Any) -> tuple[Any, frozenset[str]]:
+    """The mesh as it is around the code being traced, and the axes that a shard_map around it has taken over."""
+    around = jax.sharding.get_abstract_mesh()
+    manual = frozenset() if around.empty else frozenset(around.manual_axes)
+    return (around, manual) if manual else (mesh, manual)
 
 
 def _part(name: str | None, size: int, rules: Rules, sizes: dict[str, int]) -> Any:

@@ -16,22 +16,30 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 """Logical axis -> mesh axis, several of them (the first is the outermost), or None: a copy on every device."""
 
 REST: Rules = {
+    "batch": ("data", "expert"),
     "bottleneck": None,
     "embed": "fsdp",
+    "embed_vector": None,
     "experts": "expert",
     "ffn": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
     "layers": "stage",
     "rank": None,
+    "time": "context",
     "vocab": "tensor",
 }
-"""Where parameters, deltas and the optimiser's moments rest."""
+"""Where parameters, deltas and the optimiser's moments rest.
+
+"embed_vector" is the width of a norm's scale or a bias, too small to share out. "batch" and "time" are those of
+activations that are read off a table while it rests: there `fsdp` is the embedding's and not the batch's.
+"""
 
 COMPUTE: Rules = {
     "batch": ("data", "fsdp", "expert"),
     "bottleneck": None,
     "embed": None,
+    "embed_vector": None,
     "expert_batch": ("data", "fsdp"),  # the batch where experts compute, which have its other axis
     "experts": "expert",
     "ffn": "tensor",

@@ -13,7 +13,7 @@ from adaptlab.adapt import Adaptation, prepared
 from adaptlab.flops import count_flops
 from adaptlab.optim import eval_params
 from adaptlab.rng import key_for
-from adaptlab.shard import Placement
+from adaptlab.shard import Placement, on, pin
 from adaptlab.train.objective import Loss, Term, make_objective
 from adaptlab.train.step import TrainState, init_state, make_step
 from adaptlab.train.stopping import EarlyStopping, Watch
@@ -78,6 +78,11 @@ def make_program(
       placement: where deltas and optimiser states live on a mesh; None leaves it to JAX.
     """
 
+    def pinned(state: TrainState, numbers: Numbers) -> TrainState:
+        if placement is None:
+            return state
+        return pin(state, _where(state, adapt(numbers), optim(numbers), placement))
+
     def init(numbers: Numbers, seed: Any, base: Any, moments: Any = None) -> TrainState:
         adaptation, optimizer = adapt(numbers), optim(numbers)
         state = init_state(adaptation.init(key_for(seed, "init"), base), optimizer)
@@ -85,14 +90,18 @@ def make_program(
             state = state._replace(opt_state=carry(numbers, state.opt_state, moments))
         if stopping is not None:
             state = state._replace(watch=stopping[1](numbers).init(state.delta))
-        if placement is None:
-            return state
-        return jax.lax.with_sharding_constraint(state, _where(state, adaptation, optimizer, placement))
+        return pinned(state, numbers)
 
     def step(numbers: Numbers, seed: Any, state: TrainState, base: Any, batch: Any) -> Any:
-        objective = make_objective(loss(numbers), adapt(numbers), terms(numbers))
-        one = make_step(objective, optim(numbers), accumulate=accumulate)
-        return one(state, base, batch, key_for(seed, "step", state.step))
+        adaptation = adapt(numbers)
+
+        def as_delta(grads: Any) -> Any:
+            return grads if placement is None else pin(grads, _where_delta(grads, adaptation, placement))
+
+        objective = make_objective(loss(numbers), adaptation, terms(numbers))
+        one = make_step(objective, optim(numbers), accumulate=accumulate, rest=as_delta)
+        state, metrics = one(state, base, batch, key_for(seed, "step", state.step))
+        return pinned(state, numbers), metrics
 
     def bind(numbers: Numbers, base: Any, delta: Any) -> Any:
         return adapt(numbers).bind(base, delta)
@@ -100,6 +109,7 @@ def make_program(
     def prepare(numbers: Numbers, base: Any) -> Any:
         return prepared(adapt(numbers), base)
 
+    init, step, prepare = (on(placement, f) for f in (init, step, prepare))
     program = Program(jax.jit(init), jax.jit(step, donate_argnums=2), bind, prepare=prepare)
     if stopping is None:
         return program
@@ -131,6 +141,10 @@ def _where(
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),  # where another optimiser has the leaf
     )
     return state._replace(step=everywhere, delta=delta, opt_state=opt_state, diverged_at=everywhere, watch=watch)
+
+
+def _where_delta(delta: Any, adaptation: Adaptation, placement: Placement) -> Any:
+    return placement.shardings(adaptation.axes(placement.axes), delta)
 
 
 def device_numbers(

@@ -9,6 +9,7 @@ import optax
 
 from adaptlab import tree
 from adaptlab.optim import averages, eval_params
+from adaptlab.shard import constrain
 from adaptlab.stats import Mean, merge
 from adaptlab.train.objective import Objective
 from adaptlab.train.stopping import Watch
@@ -50,7 +51,13 @@ def init_state(delta: Any, optimizer: optax.GradientTransformation) -> TrainStat
     return TrainState(jnp.zeros((), jnp.int32), delta, optimizer.init(delta), jnp.full((), -1, jnp.int32))
 
 
-def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, accumulate: int = 1) -> Step:
+def make_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int = 1,
+    rest: Callable[[Any], Any] = lambda grads: grads,
+) -> Step:
     """Return `step(state, base, batch, key) -> (state, metrics)`.
 
     The gradient is that of sum(loss) / sum(weight) over the whole batch, however it is cut in microbatches.
@@ -58,7 +65,9 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, 
     Args:
       objective: see `make_objective`.
       optimizer: an Optax transform.
-      accumulate: microbatches per update; divides the batch's leading axis.
+      accumulate: microbatches per update; divides the batch's leading axis. Microbatch m has the rows m,
+        m + accumulate, …: of rows that are split over devices, each device has its share of every microbatch.
+      rest: says of a gradient where its arrays lie on a mesh.
 
     Returns:
       The step. Its metrics are scalars: `loss` (nats per token before the update, terms included), `weight`,
@@ -70,7 +79,8 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, 
             mean = objective(delta, base, batch, key)
             return mean.sum, mean
 
-        return jax.grad(total, has_aux=True)(delta)
+        grads, mean = jax.grad(total, has_aux=True)(delta)
+        return rest(grads), mean
 
     def gradient(delta: Any, base: Any, batch: Any, key: jax.Array) -> tuple[Any, Mean]:
         if accumulate == 1:
@@ -83,7 +93,7 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, 
                 grads, mean = microbatch(delta, base, piece, jax.random.fold_in(key, index))
                 return (jax.tree.map(jnp.add, carry[0], grads), merge(carry[1], mean)), None
 
-            zero = (jax.tree.map(jnp.zeros_like, delta), Mean.empty())
+            zero = (rest(jax.tree.map(jnp.zeros_like, delta)), Mean.empty())
             (grads, mean), _ = jax.lax.scan(add, zero, (jnp.arange(accumulate), parts))
         inverse = 1.0 / jnp.maximum(mean.weight, 1.0)
         return jax.tree.map(lambda g: g * inverse.astype(g.dtype), grads), mean
@@ -109,4 +119,5 @@ def make_step(objective: Objective, optimizer: optax.GradientTransformation, *, 
 def _cut(x: jax.Array, parts: int) -> jax.Array:
     if x.shape[0] % parts:
         raise ValueError(f"accumulate={parts} does not divide the batch size {x.shape[0]}.")
-    return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+    x = x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return constrain(x, (None, "batch", *[None] * (x.ndim - 2)))
