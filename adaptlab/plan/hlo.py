@@ -205,7 +205,7 @@ def _counted(computations: Mapping[str, Computation], entry: str) -> Module:
             fused.add(name)
         for one in computations[name].instructions.values():
             if one.opcode == "while":
-                trips = _trips(one, computations)
+                trips = _trips(one, computations[name], computations)
                 if trips is None:
                     unknown.append(one.name)
                 for part in one.called("body", "condition"):
@@ -219,17 +219,29 @@ def _counted(computations: Mapping[str, Computation], entry: str) -> Module:
     return Module(computations, entry, dict(runs), frozenset(fused), tuple(unknown))
 
 
-def _trips(loop: Instruction, computations: Mapping[str, Computation]) -> int | None:
-    """How often a loop runs: XLA says it, or the condition compares a counter that starts at 0 with a constant."""
+def _trips(loop: Instruction, around: Computation, computations: Mapping[str, Computation]) -> int | None:
+    """How often a loop runs: XLA says it, or the condition compares a counter, which goes up by one, with a constant."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(found.group(1))
-    (condition,) = loop.called("condition")
-    names = [condition]
-    for one in computations[condition].instructions.values():  # the comparison may be a fusion
-        names += one.called("calls") if one.opcode == "fusion" else []
-    inside = [i for name in names for i in computations[name].instructions.values()]
+    condition = computations[loop.called("condition")[0]]
+    fusions = [computations[name] for i in condition.instructions.values() for name in i.called("calls")]
+    inside = [i for one in (condition, *fusions) for i in one.instructions.values()]
     bounds = [int(i.inside) for i in inside if i.opcode == "constant" and re.fullmatch(r"-?\d+", i.inside)]
     compares = [i.attributes for i in inside if i.opcode == "compare"]
-    if len(bounds) != 1 or len(compares) != 1:
+    if len(bounds) != 1 or len(compares) != 1 or not re.search("direction=L[TE]", compares[0]):
         return None
-    return bounds[0] if "direction=LT" in compares[0] else bounds[0] + 1 if "direction=LE" in compares[0] else None
+    first = _first(loop, around, condition)
+    return bounds[0] + ("direction=LE" in compares[0]) - first
+
+
+def _first(loop: Instruction, around: Computation, condition: Computation) -> int:
+    """Where the counter of a loop starts: 0, but for a loop whose first turn was taken out of it."""
+    reads = [i for i in condition.instructions.values() if i.opcode == "get-tuple-element" and i.shapes[0].dims == ()]
+    index = re.search(r"index=(\d+)", reads[0].attributes) if len(reads) == 1 else None
+    start = around.instructions.get(loop.operands[0])
+    if index is None or start is None or start.opcode != "tuple":
+        return 0
+    one = around.instructions[start.operands[int(index.group(1))]]
+    while one.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
+        one = around.instructions[one.operands[0]]
+    return int(one.inside) if one.opcode == "constant" and re.fullmatch(r"-?\d+", one.inside) else 0
