@@ -45,8 +45,8 @@ def language_modelling(
       dropout: the share of the embedding's and each residual branch's activations that is dropped.
       label_noise: the probability that a target is replaced by a token drawn uniformly, anew in each step.
       label_smoothing: ε of (1 - ε) · nats(target) + ε · mean over the vocabulary of nats (arXiv:1512.00567, sec. 7).
-      balance: the coefficient of a mixture of experts' `adaptlab.models.moe.load_balancing_loss`; 0.01 or 0.02 are usual.
-      router_z: the coefficient of its `adaptlab.models.moe.router_z_loss`; 0.001 is usual.
+      balance: the coefficient of `adaptlab.models.moe.load_balancing_loss`, e.g. 0.01; of a mixture of experts only.
+      router_z: the coefficient of `adaptlab.models.moe.router_z_loss`, e.g. 0.001; the same.
 
     Raises:
       ValueError: a coefficient for the router of a model that has none.

@@ -69,10 +69,10 @@ class Experts(nn.Module):
 
         `along` is the logical name of T, or None for C.
         """
-        width, axes = self.shape.ffn_width, ("embed", "ffn")
-        gate = _Linears(self.experts, width, axes, along, name="gate")(x)
-        up = _Linears(self.experts, width, axes, along, name="up")(x)
-        return _Linears(self.experts, self.shape.width, axes[::-1], along, name="down")(nn.silu(gate) * up)
+        width = self.shape.ffn_width
+        gate = _Linears(self.experts, width, ("embed", "ffn"), along, name="gate")(x)
+        up = _Linears(self.experts, width, ("embed", "ffn"), along, name="up")(x)
+        return _Linears(self.experts, self.shape.width, ("ffn", "embed"), along, name="down")(nn.silu(gate) * up)
 
     def _everywhere(self, x_BTD: jax.Array, gate_BTK: jax.Array, chosen_BTK: jax.Array) -> jax.Array:
         same_BTKE = chosen_BTK[..., None] == jnp.arange(self.experts).reshape(1, 1, 1, -1)
@@ -151,7 +151,7 @@ def load_balancing_loss(logits_LBTE: jax.Array, chosen_LBTK: jax.Array, weights_
     total = jnp.maximum(jnp.sum(weights_BT), 1.0) * logits_LBTE.shape[0]
     probability_E = jnp.sum(jax.nn.softmax(logits_LBTE, axis=-1) * w_1BT1, axis=(0, 1, 2)) / total
     same_LBTKE = chosen_LBTK[..., None] == jnp.arange(E).reshape(1, 1, 1, 1, -1)
-    share_E = jnp.sum(jnp.sum(same_LBTKE, axis=3) * w_1BT1, axis=(0, 1, 2)) / total
+    share_E = jnp.sum(jnp.sum(same_LBTKE, axis=3, dtype=jnp.float32) * w_1BT1, axis=(0, 1, 2)) / total
     return E * jnp.sum(share_E * probability_E)
 
 
