@@ -1,5 +1,6 @@
 """Straight lines between models, and the barriers on them."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -23,6 +24,7 @@ class Barrier(NamedTuple):
       start: the metric of the first model.
       end: the metric of the second.
       definition: what the height is above, see `barrier`.
+      rise: the height with a sign, see `barrier`.
     """
 
     height: float
@@ -30,6 +32,7 @@ class Barrier(NamedTuple):
     start: float
     end: float
     definition: str
+    rise: float
 
 
 def barrier(path: Surface, metric: str, definition: Literal["line", "mean"] = "line") -> Barrier:
@@ -40,6 +43,16 @@ def barrier(path: Surface, metric: str, definition: Literal["line", "mean"] = "l
 
     The maximum is over the measured t, both ends included: so neither is negative, and "mean" is half the difference of
     the ends where the loss is monotone, which "line" does not call a barrier if it is also convex.
+
+    A height of 0 does not say how far a path is from having a barrier, and heights that are all 0 have no spread. The
+    rise says it:
+
+        rise = height                                           where that is positive
+               max over t in [1/4, 3/4] of what it is above     otherwise: at most 0
+
+    Its middle half leaves out the ends, where every path is at its line, so that the value hardly depends on how many t
+    were measured. It is NaN if there is no barrier and the middle half was not measured. The rise is ours, not the
+    papers'.
 
     Args:
       path: from `connect` or `curve_path`; of its ticks those from 0 to 1 count.
@@ -63,7 +76,9 @@ def barrier(path: Surface, metric: str, definition: Literal["line", "mean"] = "l
     # A path into infinite loss is an infinite barrier, not a missing one.
     rise = np.where(np.isnan(values), np.inf, values) - level
     highest = int(np.argmax(rise))
-    return Barrier(float(max(rise[highest], 0.0)), float(t[highest]), float(start), float(end), definition)
+    height, middle = max(float(rise[highest]), 0.0), rise[(t >= 0.25) & (t <= 0.75)]
+    signed = height if height > 0 else float(middle.max()) if middle.size else math.nan
+    return Barrier(height, float(t[highest]), float(start), float(end), definition, signed)
 
 
 def connect(

@@ -23,10 +23,10 @@ __all__ = ["TARGET", "Landscape", "landscape_curves", "lines_by_seed", "summaris
 TARGET = "target"
 
 _NUMBERS = (
-    *("distance", "relative_distance", "barrier", "barrier_target", "barrier_upstream", "hump"),
+    *("distance", "relative_distance", "barrier", "barrier_target", "barrier_upstream", "rise", "hump"),
     *("curvature_update", "curvature_random", "forecast", "random_change"),
 )
-_TWIN = ("twin_barrier_target", "twin_barrier_upstream", "twin_distance")
+_TWIN = ("twin_barrier_target", "twin_barrier_upstream", "twin_rise_target", "twin_rise_upstream", "twin_distance")
 
 
 class Landscape(NamedTuple):
@@ -70,7 +70,7 @@ def with_lines(
 ) -> dict[str, dict[str, Any]]:
     """Return runs with what was measured of their lines as the attribute `update`; see `report.outcomes`.
 
-    The number `barrier` is the larger one of `barrier_target` and `barrier_upstream`.
+    The number `barrier` is the larger one of `barrier_target` and `barrier_upstream`, `rise` of the rises.
 
     Args:
       results: the runs; only those with a line are returned.
@@ -81,7 +81,8 @@ def with_lines(
     for run, line in lines.items():
         numbers = dict(line["numbers"])
         if "barrier_target" in numbers:
-            numbers["barrier"] = max(numbers["barrier_target"], numbers["barrier_upstream"])
+            for name in ("barrier", "rise"):
+                numbers[name] = max(numbers[f"{name}_target"], numbers[f"{name}_upstream"])
         found[run] = {**results[run], "update": numbers | (twins[run]["numbers"] if run in twins else {})}
     return found
 

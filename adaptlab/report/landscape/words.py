@@ -18,9 +18,10 @@ def headline(summary: Mapping[str, Any]) -> list[str]:
     said = [_basins(summary)]
     for method, pair in summary["pairs"].items():
         barrier = spread(pair["twin_barrier_target"])
+        rise = spread(pair["twin_rise_target"], sign=True)
         said.append(
             f"Two models of {plain(method)} that differ in their seed only are {number(pair['twin_distance']['mean'])} "
-            f"apart, with a barrier of {barrier} nats/token on the target between them."
+            f"apart, with a barrier of {barrier} nats/token on the target between them (with a sign, {rise})."
         )
     for label, row in summary["spectra"].items():
         trace = row["trace"]

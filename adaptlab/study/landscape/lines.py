@@ -18,6 +18,7 @@ from adaptlab import adapt, models, rng, tree
 from adaptlab.measure.connectivity import barrier, connect
 from adaptlab.measure.curvature import apply, hessian, stack_batches
 from adaptlab.measure.landscape import (
+    Surface,
     difference,
     line,
     make_landscape,
@@ -54,6 +55,7 @@ def straight_lines(
         distance, relative_distance     ‖Δ‖, ‖Δ‖ / ‖W‖
         barrier_target                  max_t L(W + tΔ) - (1 - t) L(W) - t L(W'), of the target
         barrier_upstream                the largest such barrier of an upstream domain
+        rise_target, rise_upstream      the same with a sign, see `adaptlab.measure.connectivity.barrier`
         hump                            the largest max_t L(W + tΔ) - max(L(W), L(W')) of any domain
         curvature_update                ΔᵀHΔ / ΔᵀΔ
         curvature_random                RᵀHR / RᵀR, mean over R
@@ -63,7 +65,8 @@ def straight_lines(
 
     The barrier is that of Entezari et al. (arXiv:2110.06296, definition 2.1); two models without one between
     them are said to lie in one basin (arXiv:2008.11687). A hump is what a path goes up before it goes down. Of twins
-    there are `twin_distance`, `twin_barrier_target`, `twin_barrier_upstream` and `twin_hump`.
+    there are `twin_distance`, and as `twin_…` the barriers, rises and the hump. These follow from the losses on the
+    line, so they are not kept in its file but computed from it.
 
     Args:
       lab: what the runs shared.
@@ -83,8 +86,26 @@ def straight_lines(
             if not (path := homes[name] / "twin_line.json").exists():
                 write_json(path, work.between(*pair))
     log.info("%s: the lines to %d tuned models are measured", lab.target, len(homes))
-    lines = {name: json.loads((home / "line.json").read_text()) for name, home in homes.items()}
-    return lines, {name: json.loads((homes[name] / "twin_line.json").read_text()) for name in pairs}
+    lines = {name: _read(home / "line.json", lab) for name, home in homes.items()}
+    return lines, {name: _read(homes[name] / "twin_line.json", lab, "twin_") for name in pairs}
+
+
+def _read(path: Path, lab: Lab, prefix: str = "") -> Line:
+    """A line, with what its shape says besides what was measured."""
+    found = json.loads(path.read_text())
+    if not found["t"]:
+        return found
+    loss = {domain: np.array(x, np.float64) for domain, x in found["loss"].items()}
+    along = Surface((np.array(found["t"]),), loss, ("t",), {}, len(found["t"]))
+    barriers, upstream = {domain: barrier(along, domain) for domain in loss}, [d for d in loss if d != lab.target]
+    numbers = {
+        "barrier_target": barriers[lab.target].height,
+        "barrier_upstream": max(barriers[domain].height for domain in upstream),
+        "rise_target": barriers[lab.target].rise,
+        "rise_upstream": max(barriers[domain].rise for domain in upstream),
+        "hump": max(float(x.max() - max(x[0], x[-1])) for x in loss.values()),
+    }
+    return found | {"numbers": found["numbers"] | {f"{prefix}{name}": value for name, value in numbers.items()}}
 
 
 class _Lines:
@@ -106,8 +127,8 @@ class _Lines:
         length, whole = float(tree.norm(update)), float(tree.norm(self._base))
         if not 0 < length < math.inf:  # it diverged, or never moved
             return {"t": [], "loss": {}, "numbers": {}}
-        measured = self._between("base", self._base, tuned, prefix="")
-        numbers = {"distance": length, "relative_distance": length / whole, **measured["numbers"]}
+        measured = self._between("base", self._base, tuned)
+        numbers = {"distance": length, "relative_distance": length / whole}
         at_base = {domain: losses[0] for domain, losses in measured["loss"].items()}
         numbers |= self._curvature(update, length) | self._random(update, at_base, member)
         numbers["curvature_excess"] = numbers["curvature_update"] - 3 * abs(numbers["curvature_random"])
@@ -118,24 +139,12 @@ class _Lines:
         length = float(tree.norm(difference(one, other)))
         if not 0 < length < math.inf:
             return {"t": [], "loss": {}, "numbers": {}}
-        measured = self._between("run", one, other, prefix="twin_")
-        return measured | {"numbers": {"twin_distance": length, **measured["numbers"]}}
+        return self._between("run", one, other) | {"numbers": {"twin_distance": length}}
 
-    def _between(self, name: str, one: Any, other: Any, prefix: str) -> Line:
+    def _between(self, name: str, one: Any, other: Any) -> Line:
         found = connect(self._losses, one, other, names=(name, "tuned"), points=self._wanted.line_points)
-        loss = {domain: found.values[f"{domain}/loss"] for domain in self._lab.held_out}
-        height = {domain: barrier(found, f"{domain}/loss").height for domain in loss}
-        hump = {domain: float(x.max() - max(x[0], x[-1])) for domain, x in loss.items()}
-        numbers = {
-            "barrier_target": height[self._lab.target],
-            "barrier_upstream": max(height[domain] for domain in self._upstream),
-            "hump": max(hump.values()),
-        }
-        return {
-            "t": found.coordinates[0].tolist(),
-            "loss": {domain: x.tolist() for domain, x in loss.items()},
-            "numbers": {f"{prefix}{key}": value for key, value in numbers.items()},
-        }
+        loss = {domain: found.values[f"{domain}/loss"].tolist() for domain in self._lab.held_out}
+        return {"t": found.coordinates[0].tolist(), "loss": loss}
 
     def _curvature(self, update: Any, length: float) -> dict[str, float]:
         bent = float(tree.dot(update, apply(self._hessian, update)))

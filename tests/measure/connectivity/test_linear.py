@@ -19,12 +19,12 @@ def path(t, values):
 
 def test_a_barrier_is_the_highest_rise_above_the_line_between_the_ends():
     got = barrier(path([0, 0.25, 0.5, 0.75, 1], [1.0, 2.0, 4.0, 2.5, 3.0]), "a/loss")
-    assert got == (2.0, 0.5, 1.0, 3.0, "line")
+    assert got == (2.0, 0.5, 1.0, 3.0, "line", 2.0)
 
 
 def test_against_the_mean_of_the_ends_a_slope_counts_half_its_height():
     slope = path([0, 0.5, 1], [1.0, 2.0, 3.0])
-    assert barrier(slope, "a/loss", "mean") == (1.0, 1.0, 1.0, 3.0, "mean")
+    assert barrier(slope, "a/loss", "mean") == (1.0, 1.0, 1.0, 3.0, "mean", 1.0)
     assert barrier(slope, "a/loss").height == 0.0
 
 
@@ -33,8 +33,23 @@ def test_a_convex_path_has_no_barrier_and_what_lies_outside_of_it_does_not_count
     assert got.height == 0.0
 
 
+@pytest.mark.parametrize("points", [5, 7, 101])
+def test_the_rise_of_a_path_that_sags_is_its_highest_point_in_the_middle_half_whatever_the_grid(points):
+    t = np.linspace(0, 1, points)
+    sags = barrier(path(t, 1 + 2 * t - 4 * t * (1 - t)), "a/loss")
+    assert sags.height == 0.0
+    assert sags.rise == pytest.approx(-0.75 if points != 7 else -8 / 9)  # t = 1/4, and the seven's 1/3
+    hill = barrier(path(t, 1 + 2 * t - 4 * t * (1 - t) * (1 - 8 * t)), "a/loss")
+    assert hill.rise == hill.height > 0
+
+
+def test_a_barrier_outside_the_middle_half_is_the_rise():
+    assert barrier(path([0, 0.1, 0.5, 1], [1.0, 1.2, 0.5, 1.0]), "a/loss").rise == pytest.approx(0.2)
+    assert np.isnan(barrier(path([0, 0.1, 1], [1.0, 0.5, 1.0]), "a/loss").rise)
+
+
 def test_a_path_through_infinite_loss_is_an_infinite_barrier():
-    assert barrier(path([0, 0.5, 1], [1.0, np.nan, 1.0]), "a/loss").height == np.inf
+    assert barrier(path([0, 0.5, 1], [1.0, np.nan, 1.0]), "a/loss")[::5] == (np.inf, np.inf)
 
 
 def test_equal_models_have_no_barrier_at_all():

@@ -77,14 +77,22 @@ def _line(height: float, forecast: float):
     loss = {"german": 3 - t + hill, "news": 3 + forecast * t + hill, "code": 2 + hill / 2}
     numbers = {
         **{"distance": 1.0 + forecast, "relative_distance": 0.1, "hump": 0.0},
-        **{"barrier_target": height / 2, "barrier_upstream": height, "forecast": forecast, "random_change": 0.01},
+        **{
+            "barrier_target": height / 2,
+            "barrier_upstream": height,
+            "rise_target": height / 2,
+            "rise_upstream": height,
+            "forecast": forecast,
+            "random_change": 0.01,
+        },
         **{"curvature_update": 10.0 + height, "curvature_random": 0.1, "curvature_excess": 9.7, "slope": 0.0},
     }
     return {"t": t.tolist(), "loss": {name: x.tolist() for name, x in loss.items()}, "numbers": numbers}
 
 
 def _twin(height: float):
-    return {"twin_barrier_target": height, "twin_barrier_upstream": height, "twin_hump": 0.0, "twin_distance": 2.0}
+    barriers = {f"twin_{name}_{of}": height for name in ("barrier", "rise") for of in ("target", "upstream")}
+    return barriers | {"twin_hump": 0.0, "twin_distance": 2.0}
 
 
 def landscape(lost: str | None = None) -> tuple[Landscape, dict, object]:

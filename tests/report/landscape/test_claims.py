@@ -38,6 +38,21 @@ def test_pairs_are_read_at_the_one_rate_that_has_them():
     assert verdict(same).verdict == "inconclusive"  # every seed gave the same: the spread is not known
 
 
+def test_pairs_that_all_sag_decide_by_their_rise_what_barriers_of_zero_leave_open():
+    _, runs, curves = landscape()
+    for run in runs.values():
+        if "twin_distance" in run["update"]:
+            run["update"] |= {"twin_barrier_target": 0.0, "twin_rise_target": -0.01 - 1e-3 * run["seed"]}
+    claims = {
+        name: claim(
+            "A.", "here", level(number_of_pair(f"twin_{name}_target"), "far_full", "lower"), "nat", margin=-0.05
+        )
+        for name in ("barrier", "rise")
+    }
+    found = judge(claims, curves, runs, "target", UPSTREAM)
+    assert {name: one.verdict for name, one in found.items()} == {"barrier": "inconclusive", "rise": "supported"}
+
+
 def test_a_perfect_forecast_has_rank_correlation_one():
     found = verdict(rank_correlation("forecast", ["far_full", "far_lora"]), margin=0.7)
     assert [*found.per_seed.values()] == pytest.approx([1.0] * 5)
