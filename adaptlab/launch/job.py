@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from adaptlab.config import ConfigError
+from adaptlab.preempt import EXIT_CODE as EXIT_PREEMPTED
 
 __all__ = ["EXIT_PREEMPTED", "Job", "Rendered", "Target", "job"]
-
-EXIT_PREEMPTED = 75
-"""A run that was told to go saved its state and left with this code (EX_TEMPFAIL of sysexits.h): run it again."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -28,6 +26,7 @@ class Job(NamedTuple):
       environment: variables every host has.
       secrets: names of variables that every host has too, and whose values are never written down.
       restarts: how often the job is run again after a pre-emption or a lost host.
+      hosts: whether the command is a study that does not say itself how its processes find each other.
     """
 
     name: str
@@ -36,15 +35,20 @@ class Job(NamedTuple):
     environment: Mapping[str, str]
     secrets: tuple[str, ...]
     restarts: int
+    hosts: bool
 
     @property
     def folder(self) -> str:
         """Where its files are written, in the clone."""
         return f"runs/launch/{self.name}"
 
+    def argv(self, *prefix: str) -> list[str]:
+        """Return the command after a prefix, as words; JAX is to find the processes of the job by itself."""
+        return [*prefix, *self.command, *(["hosts=auto"] if self.hosts else [])]
+
     def run(self, *prefix: str) -> str:
-        """Return the command after a prefix, quoted for a shell."""
-        return shlex.join([*prefix, *self.command])
+        """Return `argv`, quoted for a shell."""
+        return shlex.join(self.argv(*prefix))
 
 
 class Rendered(NamedTuple):
@@ -115,7 +119,9 @@ def job(
         raise ConfigError(f"{both} are both in environment, where values are printed, and in secrets: leave one out.")
     if restarts < 0:
         raise ConfigError(f"restarts={restarts} must be 0 or more.")
-    return Job(name, tuple(_with_folder(words, f"{out}/{name}")), out, variables, tuple(secrets), restarts)
+    hosts = words[0].startswith("experiments.") and not any(w.startswith(("hosts=", "hosts.")) for w in words)
+    folder = _with_folder(words, f"{out}/{name}")
+    return Job(name, tuple(folder), out, variables, tuple(secrets), restarts, hosts)
 
 
 def _exists(module: str) -> bool:
