@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from adaptlab.models.attention import check_attention, mask_for
 from adaptlab.models.blocks import FeedForward, SelfAttention, check_sizes, slots_of
 from adaptlab.models.intermediates import make_intermediates, record
 from adaptlab.models.layers import (
@@ -16,12 +17,11 @@ from adaptlab.models.layers import (
     behind_prefix,
     dropped,
     fitting,
-    packed_mask,
-    prompted,
     refuse_unread,
     residual,
     slot,
 )
+from adaptlab.models.mask import Mask, prompted
 from adaptlab.models.model import Model, Slot
 from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
@@ -65,8 +65,8 @@ class _Layer(nn.Module):
     shape: BertShape
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask_BTS: jax.Array, drop: Any) -> Any:
-        y_BTD = SelfAttention(self.shape.heads, name="attention")(x_BTD, mask_BTS)
+    def __call__(self, x_BTD: jax.Array, mask: Any, drop: Any) -> Any:
+        y_BTD = SelfAttention(self.shape.heads, name="attention")(x_BTD, mask)
         y_BTD = dropped(self, residual(self, "attention_adapter", y_BTD, x_BTD), drop)
         x_BTD = LayerNorm(self.shape.norm_eps, name="attention_norm")(x_BTD + y_BTD)
         y_BTD = FeedForward(self.shape.ffn_width, self.shape.activation, name="feed_forward")(x_BTD)
@@ -83,6 +83,7 @@ class _Bert(nn.Module):
     dtype: Any
     remat: str
     unroll: int | None
+    attention: str
 
     @nn.compact
     def __call__(
@@ -90,18 +91,19 @@ class _Bert(nn.Module):
     ) -> jax.Array:
         s = self.shape
         real_BT = jnp.ones((1, tokens_BT.shape[1]), bool) if segments_BT is None else segments_BT > 0
-        mask_BTS = packed_mask(segments_BT, tokens_BT.shape[1])
+        mask = Mask(segments_BT, tokens_BT.shape[1], causal=False)
         x_BTD = Embed(s.vocab_size, s.width, self.dtype, name="embed")(tokens_BT)
         node = slot(self, "prompt")
         positions_BT, before = behind_prefix(self, positions_BT)
-        x_BTD, mask_BTS, positions_BT, P = prompted(node, x_BTD, mask_BTS, positions_BT, real_BT)
+        x_BTD, mask, positions_BT, P = prompted(node, x_BTD, mask, positions_BT)
         fitting(before + x_BTD.shape[1], s.context)
         x_BTD += Embed(s.context, s.width, self.dtype, rows=None, name="position_embed")(positions_BT)
         types_BT = jnp.pad(types_BT, ((0, 0), (P, 0)))
         x_BTD += Embed(s.types, s.width, self.dtype, rows=None, name="type_embed")(types_BT)
         x_BTD = dropped(self, LayerNorm(s.norm_eps, name="embed_norm")(x_BTD), drop)
         record(self, "hidden", lambda: x_BTD)
-        x_BTD, _ = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")(x_BTD, mask_BTS, drop)
+        layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")
+        x_BTD, _ = layers(x_BTD, mask_for(self, mask, self.attention), drop)
         return self._head(x_BTD[:, P:], real_BT, drop).astype(jnp.float32)
 
     def _head(self, x_BTD: jax.Array, real_BT: jax.Array, drop: Any) -> jax.Array:
@@ -126,6 +128,7 @@ def bert(
     dtype: str = "float32",
     remat: str = "none",
     unroll: int | None = None,
+    attention: str = "auto",
 ) -> Model:
     """Return a BERT encoder.
 
@@ -143,11 +146,12 @@ def bert(
       dtype: the compute dtype, "float32" or "bfloat16". Parameters, norms, softmax and outputs stay float32.
       remat: what the backward pass recomputes, see `adaptlab.models.llama`.
       unroll: layers per iteration of the scan; None chooses by backend and depth.
+      attention: all scores at once or in blocks, see `adaptlab.models.llama`.
 
     Raises:
-      ValueError: an unknown `pooling`, `dtype` or `remat`.
+      ValueError: an unknown `pooling`, `dtype`, `remat` or `attention`.
     """
-    return _model(shape, pooling, None, dtype, remat, unroll)
+    return _model(shape, pooling, None, dtype, remat, unroll, attention)
 
 
 def bert_classifier(
@@ -158,6 +162,7 @@ def bert_classifier(
     dtype: str = "float32",
     remat: str = "none",
     unroll: int | None = None,
+    attention: str = "auto",
 ) -> Model:
     """Return a BERT encoder with a linear head: float32 logits `[B, C]` of one text a row.
 
@@ -171,14 +176,15 @@ def bert_classifier(
       dtype: see `bert`.
       remat: see `bert`.
       unroll: see `bert`.
+      attention: see `bert`.
 
     Raises:
-      ValueError: fewer than two classes, or an unknown `pooling`, `dtype` or `remat`.
+      ValueError: fewer than two classes, or an unknown `pooling`, `dtype`, `remat` or `attention`.
     """
     if classes < 2:
         raise ValueError(f"classes={classes} must be at least 2.")
-    model = _model(shape, pooling, classes, dtype, remat, unroll)
-    encoder = bert(shape, pooling=pooling, dtype=dtype, remat=remat, unroll=unroll)
+    model = _model(shape, pooling, classes, dtype, remat, unroll, attention)
+    encoder = bert(shape, pooling=pooling, dtype=dtype, remat=remat, unroll=unroll, attention=attention)
 
     def apply(params: Any, tokens: jax.Array, *, pooled: bool = False, **inputs: Any) -> jax.Array:
         if not pooled:
@@ -189,12 +195,19 @@ def bert_classifier(
 
 
 def _model(
-    shape: BertShape, pooling: str | None, classes: int | None, dtype: str, remat: str, unroll: int | None
+    shape: BertShape,
+    pooling: str | None,
+    classes: int | None,
+    dtype: str,
+    remat: str,
+    unroll: int | None,
+    attention: str,
 ) -> Model:
     check_options(dtype, remat)
+    check_attention(attention)
     if pooling not in (None, *POOLINGS):
         raise ValueError(f"pooling={pooling!r} is not one of {[None, *POOLINGS]}.")
-    module = _Bert(shape, pooling, classes, DTYPES[dtype], remat, unroll)
+    module = _Bert(shape, pooling, classes, DTYPES[dtype], remat, unroll, attention)
     example = jnp.zeros((1, min(2, shape.context)), jnp.int32)
     init, axes = weights(module, example, None, example, example, None)
 

@@ -1,10 +1,13 @@
 """The two sub-layers that BERT and GPT-2 have in common, with biases everywhere, and the slots of a stack of layers."""
 
+from typing import Any
+
 import jax
 from flax import linen as nn
 
+from adaptlab.models.attention import attend, attention_weights
 from adaptlab.models.intermediates import record
-from adaptlab.models.layers import ACTIVATIONS, Linear, attention, attention_weights, slot, with_prefix
+from adaptlab.models.layers import ACTIVATIONS, Linear, slot
 from adaptlab.models.model import Slot
 
 __all__ = ["FeedForward", "SelfAttention", "check_sizes", "slots_of"]
@@ -16,17 +19,17 @@ class SelfAttention(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, mask: Any) -> jax.Array:
         B, T, D = x_BTD.shape
 
         def project(name: str) -> jax.Array:
             y_BTD = Linear(D, ("embed", "heads"), use_bias=True, name=name)(x_BTD)
             return y_BTD.reshape(B, T, self.heads, D // self.heads)
 
-        q_BTHK, k_BSHK, v_BSHK = project("query"), project("key"), project("value")
-        k_BSHK, v_BSHK, mask_BTS = with_prefix(slot(self, "prefix"), k_BSHK, v_BSHK, mask_BTS)
-        record(self, "attention", lambda: attention_weights(q_BTHK, k_BSHK, mask_BTS))
-        y_BTHK = attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS)
+        q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
+        prefix = slot(self, "prefix")
+        record(self, "attention", lambda: attention_weights(q_BTHK, k_BTHK, mask, prefix))
+        y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, mask, prefix)
         return Linear(D, ("heads", "embed"), use_bias=True, name="out")(y_BTHK.reshape(B, T, D))
 
 

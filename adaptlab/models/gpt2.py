@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from adaptlab.models.attention import check_attention, mask_for
 from adaptlab.models.blocks import FeedForward, SelfAttention, check_sizes, slots_of
 from adaptlab.models.intermediates import make_intermediates, record
 from adaptlab.models.layers import (
     Embed,
     LayerNorm,
     behind_prefix,
-    causal_mask,
     dropped,
     fitting,
-    prompted,
     refuse_unread,
     residual,
     slot,
 )
+from adaptlab.models.mask import Mask, prompted
 from adaptlab.models.model import Model, Slot
 from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
@@ -59,9 +59,9 @@ class _Layer(nn.Module):
     shape: GPT2Shape
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask_BTS: jax.Array, drop: Any) -> Any:
+    def __call__(self, x_BTD: jax.Array, mask: Any, drop: Any) -> Any:
         h_BTD = LayerNorm(self.shape.norm_eps, name="attention_norm")(x_BTD)
-        y_BTD = SelfAttention(self.shape.heads, name="attention")(h_BTD, mask_BTS)
+        y_BTD = SelfAttention(self.shape.heads, name="attention")(h_BTD, mask)
         x_BTD += dropped(self, residual(self, "attention_adapter", y_BTD, h_BTD), drop)
         h_BTD = LayerNorm(self.shape.norm_eps, name="feed_forward_norm")(x_BTD)
         y_BTD = FeedForward(self.shape.ffn_width, self.shape.activation, name="feed_forward")(h_BTD)
@@ -75,23 +75,32 @@ class _GPT2(nn.Module):
     dtype: Any
     remat: str
     unroll: int | None
+    attention: str
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array, drop: Any) -> jax.Array:
         s = self.shape
         embed = Embed(s.vocab_size, s.width, self.dtype, name="embed")
-        mask_BTS = causal_mask(segments_BT, tokens_BT.shape[1])
+        mask = Mask(segments_BT, tokens_BT.shape[1], causal=True)
         positions_BT, before = behind_prefix(self, positions_BT)
-        x_BTD, mask_BTS, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask_BTS, positions_BT)
+        x_BTD, mask, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask, positions_BT)
         fitting(before + x_BTD.shape[1], s.context)
         x_BTD += Embed(s.context, s.width, self.dtype, rows=None, name="position_embed")(positions_BT)
         x_BTD = dropped(self, x_BTD, drop)
         record(self, "hidden", lambda: x_BTD)
-        x_BTD, _ = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")(x_BTD, mask_BTS, drop)
+        layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")
+        x_BTD, _ = layers(x_BTD, mask_for(self, mask, self.attention), drop)
         return embed.attend(LayerNorm(s.norm_eps, name="norm")(x_BTD[:, P:])).astype(jnp.float32)
 
 
-def gpt2(shape: GPT2Shape, *, dtype: str = "float32", remat: str = "none", unroll: int | None = None) -> Model:
+def gpt2(
+    shape: GPT2Shape,
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    unroll: int | None = None,
+    attention: str = "auto",
+) -> Model:
     """Return a GPT-2 decoder.
 
     `apply(params, tokens_BT, *, segments=None, positions=None, dropout=None)` returns float32 logits `[B, T, V]`. Token
@@ -103,12 +112,14 @@ def gpt2(shape: GPT2Shape, *, dtype: str = "float32", remat: str = "none", unrol
       dtype: the compute dtype, "float32" or "bfloat16". Parameters, norms, softmax and logits stay float32.
       remat: what the backward pass recomputes, see `adaptlab.models.llama`.
       unroll: layers per iteration of the scan; None chooses by backend and depth.
+      attention: all scores at once or in blocks, see `adaptlab.models.llama`.
 
     Raises:
-      ValueError: an unknown `dtype` or `remat`; when applied, rows longer than the context.
+      ValueError: an unknown `dtype`, `remat` or `attention`; when applied, rows longer than the context.
     """
     check_options(dtype, remat)
-    module = _GPT2(shape, DTYPES[dtype], remat, unroll)
+    check_attention(attention)
+    module = _GPT2(shape, DTYPES[dtype], remat, unroll, attention)
     example = jnp.zeros((1, min(2, shape.context)), jnp.int32)
     init, axes = weights(module, example, None, example, None)
 

@@ -28,11 +28,8 @@ __all__ = [
     "attention",
     "attention_weights",
     "behind_prefix",
-    "causal_mask",
     "dropped",
     "fitting",
-    "packed_mask",
-    "prompted",
     "refuse_unread",
     "residual",
     "rotary",
@@ -171,37 +168,6 @@ def behind_prefix(module: nn.Module, positions_BT: jax.Array) -> tuple[jax.Array
     return positions_BT + P, P
 
 
-def prompted(
-    node: Any, x_BTD: jax.Array, mask_BTS: jax.Array, positions_BT: jax.Array, seen_BT: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array, jax.Array, int]:
-    """Put a prompt's embeddings in front of every sequence; every later token sees all of them.
-
-    Args:
-      node: the prompt, or None.
-      x_BTD: the sequence's embeddings.
-      mask_BTS: who of it looks at whom.
-      positions_BT: its positions.
-      seen_BT: which tokens the prompt sees, in an encoder: there its own rows all see each other. None is a decoder's
-        prompt, which sees its past.
-
-    Returns:
-      Activations, mask and positions of P + T tokens, and P: how many outputs to drop.
-    """
-    if node is None:
-        return x_BTD, mask_BTS, positions_BT, 0
-    rows_PD = node.rows().astype(x_BTD.dtype)
-    (B, T, D), P = x_BTD.shape, rows_PD.shape[0]
-    x_BTD = jnp.concatenate([jnp.broadcast_to(rows_PD[None], (B, P, D)), x_BTD], axis=1)
-    M = mask_BTS.shape[0]
-    among = jnp.ones((P, P), bool) if seen_BT is not None else jnp.tril(jnp.ones((P, P), bool))
-    beyond = jnp.zeros((M, 1, T), bool) if seen_BT is None else seen_BT[:, None, :]
-    rows_of_prompt = [jnp.broadcast_to(among[None], (M, P, P)), jnp.broadcast_to(beyond, (M, P, T))]
-    rows_of_text = [jnp.ones((M, T, P), bool), mask_BTS]
-    mask_BTS = jnp.concatenate([jnp.concatenate(rows, axis=2) for rows in (rows_of_prompt, rows_of_text)], axis=1)
-    front = jnp.broadcast_to(jnp.arange(P, dtype=positions_BT.dtype), (positions_BT.shape[0], P))
-    return x_BTD, mask_BTS, jnp.concatenate([front, positions_BT + P], axis=1), P
-
-
 def _lifted(vector_F: jax.Array, like: jax.Array) -> jax.Array:
     """The vector as `[1, …, 1, F]`, of the rank of `like`: ranks are never promoted silently."""
     return jnp.expand_dims(vector_F, range(like.ndim - 1))
@@ -313,13 +279,6 @@ def rotary(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return rotated.astype(x_BTHK.dtype)
 
 
-def packed_mask(segments_BT: jax.Array | None, length: int) -> jax.Array:
-    """Return who may look at whom in an encoder, `[B or 1, T, S]`: everything inside one's own segment."""
-    if segments_BT is None:
-        return jnp.ones((1, length, length), bool)
-    return segments_BT[:, :, None] == segments_BT[:, None, :]
-
-
 def fitting(length: int, context: int) -> None:
     """Raise ValueError for rows, a prompt's among them, that are longer than the table of learned positions."""
     if length > context:
@@ -327,12 +286,6 @@ def fitting(length: int, context: int) -> None:
             f"a row of {length} tokens (those of a prompt or prefix included) is longer than the {context} positions "
             "the model has learned; use shorter rows."
         )
-
-
-def causal_mask(segments_BT: jax.Array | None, length: int) -> jax.Array:
-    """Return who may look at whom, `[B or 1, T, S]`: the past and itself, inside one's own segment."""
-    causal = jnp.tril(jnp.ones((length, length), bool))[None]
-    return causal if segments_BT is None else causal & (segments_BT[:, :, None] == segments_BT[:, None, :])
 
 
 def attention(q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask_BTS: jax.Array) -> jax.Array:

@@ -8,25 +8,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from adaptlab.models.attention import attend, attention_weights, check_attention, mask_for
 from adaptlab.models.blocks import slots_of
 from adaptlab.models.intermediates import KINDS, make_intermediates, record
 from adaptlab.models.layers import (
     Embed,
     Linear,
     RMSNorm,
-    attention,
-    attention_weights,
     behind_prefix,
-    causal_mask,
     dropped,
-    prompted,
     refuse_unread,
     residual,
     rotary,
     rotary_angles,
     slot,
-    with_prefix,
 )
+from adaptlab.models.mask import Mask, prompted
 from adaptlab.models.model import Model, Slot
 from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
@@ -75,7 +72,7 @@ class _Attention(nn.Module):
     shape: LlamaShape
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask: Any) -> jax.Array:
         s, (B, T, _) = self.shape, x_BTD.shape
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
@@ -83,11 +80,11 @@ class _Attention(nn.Module):
             return y.reshape(B, T, heads, s.head_width)
 
         q_BTHK = rotary(project("query", s.heads, "heads"), cos, sin)
-        k_BSGK = rotary(project("key", s.kv_heads, "kv_heads"), cos, sin)
-        v_BSGK = project("value", s.kv_heads, "kv_heads")
-        k_BSGK, v_BSGK, mask_BTS = with_prefix(slot(self, "prefix"), k_BSGK, v_BSGK, mask_BTS)
-        record(self, "attention", lambda: attention_weights(q_BTHK, k_BSGK, mask_BTS))
-        y_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS)
+        k_BTGK = rotary(project("key", s.kv_heads, "kv_heads"), cos, sin)
+        v_BTGK = project("value", s.kv_heads, "kv_heads")
+        prefix = slot(self, "prefix")
+        record(self, "attention", lambda: attention_weights(q_BTHK, k_BTGK, mask, prefix))
+        y_BTHK = attend(q_BTHK, k_BTGK, v_BTGK, mask, prefix)
         return Linear(s.width, ("heads", "embed"), name="out")(y_BTHK.reshape(B, T, -1))
 
 
@@ -106,9 +103,9 @@ class _Layer(nn.Module):
     feed_forward: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask_BTS: jax.Array, drop: Any) -> Any:
+    def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask: Any, drop: Any) -> Any:
         h_BTD = RMSNorm(self.shape.norm_eps, name="attention_norm")(x_BTD)
-        y_BTD = _Attention(self.shape, name="attention")(h_BTD, cos, sin, mask_BTS)
+        y_BTD = _Attention(self.shape, name="attention")(h_BTD, cos, sin, mask)
         x_BTD += dropped(self, residual(self, "attention_adapter", y_BTD, h_BTD), drop)
         h_BTD = RMSNorm(self.shape.norm_eps, name="feed_forward_norm")(x_BTD)
         y_BTD = self.feed_forward(self.shape, name="feed_forward")(h_BTD)
@@ -123,26 +120,34 @@ class _Llama(nn.Module):
     dtype: Any
     remat: str
     unroll: int | None
+    attention: str
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, segments_BT: Any, positions_BT: jax.Array, drop: Any) -> jax.Array:
         s = self.shape
         embed = Embed(s.vocab_size, s.width, self.dtype, name="embed")
-        mask_BTS = causal_mask(segments_BT, tokens_BT.shape[1])
+        mask = Mask(segments_BT, tokens_BT.shape[1], causal=True)
         positions_BT, _ = behind_prefix(self, positions_BT)
-        x_BTD, mask_BTS, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask_BTS, positions_BT)
+        x_BTD, mask, positions_BT, P = prompted(slot(self, "prompt"), embed(tokens_BT), mask, positions_BT)
         cos, sin = rotary_angles(positions_BT, s.head_width, s.rope_base)
         x_BTD = dropped(self, x_BTD, drop)
         record(self, "hidden", lambda: x_BTD)
         layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, self.feed_forward, name="layers")
-        x_BTD, _ = layers(x_BTD, cos, sin, mask_BTS, drop)
+        x_BTD, _ = layers(x_BTD, cos, sin, mask_for(self, mask, self.attention), drop)
         x_BTD = RMSNorm(s.norm_eps, name="norm")(x_BTD[:, P:])
         if s.tied:
             return embed.attend(x_BTD).astype(jnp.float32)
         return Linear(s.vocab_size, ("embed", "vocab"), name="head")(x_BTD).astype(jnp.float32)
 
 
-def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unroll: int | None = None) -> Model:
+def llama(
+    shape: LlamaShape,
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    unroll: int | None = None,
+    attention: str = "auto",
+) -> Model:
     """Return a Llama-family decoder.
 
     `apply(params, tokens_BT, *, segments=None, positions=None, dropout=None)` returns float32 logits `[B, T, V]`. Token
@@ -155,11 +160,14 @@ def llama(shape: LlamaShape, *, dtype: str = "float32", remat: str = "none", unr
       remat: what the backward pass recomputes: "none" (save all), "dots" (save matrix products) or "full"
         (save layer inputs only).
       unroll: layers per iteration of the scan; None chooses by backend and depth.
+      attention: "dense" computes all scores at once, "blockwise" a block at a time
+        (`adaptlab.models.blockwise.blockwise_attention`); "auto" is blockwise from 2,048 tokens on. Where a mesh splits
+        rows, attention is in a ring (`adaptlab.models.ring.ring_attention`).
 
     Raises:
-      ValueError: an unknown `dtype` or `remat`.
+      ValueError: an unknown `dtype`, `remat` or `attention`.
     """
-    return decoder(shape, _FeedForward, dtype=dtype, remat=remat, unroll=unroll)
+    return decoder(shape, _FeedForward, dtype=dtype, remat=remat, unroll=unroll, attention=attention)
 
 
 def decoder(
@@ -169,6 +177,7 @@ def decoder(
     dtype: str,
     remat: str,
     unroll: int | None,
+    attention: str = "auto",
     kinds: Sequence[str] = KINDS,
 ) -> Model:
     """Return a decoder with Llama's attention and a feed-forward of its own.
@@ -179,10 +188,12 @@ def decoder(
       dtype: see `llama`.
       remat: see `llama`.
       unroll: see `llama`.
+      attention: see `llama`.
       kinds: what it records (`adaptlab.models.intermediates`).
     """
     check_options(dtype, remat)
-    module = _Llama(shape, feed_forward, DTYPES[dtype], remat, unroll)
+    check_attention(attention)
+    module = _Llama(shape, feed_forward, DTYPES[dtype], remat, unroll, attention)
     example = jnp.zeros((1, 2), jnp.int32)
 
     init, axes = weights(module, example, None, example, None)

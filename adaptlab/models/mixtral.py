@@ -73,6 +73,7 @@ def mixtral(
     dtype: str = "float32",
     remat: str = "none",
     unroll: int | None = None,
+    attention: str = "auto",
     capacity_factor: float | None = None,
 ) -> Model:
     """Return a Mixtral-family decoder, called as `llama` is.
@@ -89,14 +90,16 @@ def mixtral(
       dtype: see `llama`; the router is float32.
       remat: see `llama`.
       unroll: see `llama`.
+      attention: see `llama`.
       capacity_factor: None drops no token, and computes all experts for all tokens; a number gives each expert that
         many times the slots that an even load needs (1.25 is usual), see `adaptlab.models.moe.Experts`. From E / active
         on, nothing is dropped either.
 
     Raises:
-      ValueError: an unknown `dtype` or `remat`, or a capacity factor that leaves no room.
+      ValueError: an unknown `dtype`, `remat` or `attention`, or a capacity factor that leaves no room.
     """
     if capacity_factor is not None and capacity_factor <= 0:
         raise ValueError(f"capacity_factor={capacity_factor} leaves no room for any token; give e.g. 1.25, or None.")
     experts = functools.partial(Experts, experts=shape.experts, active=shape.active, capacity_factor=capacity_factor)
-    return decoder(shape.dense(), experts, dtype=dtype, remat=remat, unroll=unroll, kinds=MOE_KINDS)
+    options = {"dtype": dtype, "remat": remat, "unroll": unroll, "attention": attention}
+    return decoder(shape.dense(), experts, **options, kinds=MOE_KINDS)

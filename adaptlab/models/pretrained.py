@@ -52,6 +52,7 @@ def pretrained(
     dtype: str = "float32",
     remat: str = "none",
     unroll: int | None = None,
+    attention: str = "auto",
     pooling: Literal["cls", "mean"] | None = None,
     classes: Annotated[int | None, GIVEN] = None,
     head_seed: int = 0,
@@ -64,6 +65,7 @@ def pretrained(
       dtype: compute dtype, see `llama`.
       remat: what the backward pass recomputes, see `llama`.
       unroll: layers per scan iteration, see `llama`.
+      attention: all scores at once or in blocks, see `llama`.
       pooling: how an encoder makes one vector of a text, see `bert`.
       classes: give an encoder a linear head over so many classes: the file's own if it has one of that size, or else
         a new one.
@@ -74,7 +76,7 @@ def pretrained(
     """
     path = Path(source.fetch())
     opened = _open_gguf(path) if path.suffix == ".gguf" else _open_hf(path)
-    model = _model(opened, pooling, classes, path, dtype=dtype, remat=remat, unroll=unroll)
+    model = _model(opened, pooling, classes, path, dtype=dtype, remat=remat, unroll=unroll, attention=attention)
 
     def load() -> Any:
         expected = jax.eval_shape(model.init, jax.random.key(0))

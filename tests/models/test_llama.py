@@ -7,7 +7,8 @@ import pytest
 
 from adaptlab import tree
 from adaptlab.models import REMAT_POLICIES, LlamaShape, Model, llama
-from adaptlab.models.layers import attention, causal_mask, rotary, rotary_angles
+from adaptlab.models.layers import attention, rotary, rotary_angles
+from adaptlab.models.mask import Mask
 from tests.laws.table import scattered
 
 SHAPE = LlamaShape(vocab_size=24, width=16, depth=2, heads=4, kv_heads=2, head_width=6, ffn_width=20, tied=False)
@@ -78,7 +79,7 @@ def test_attention_equals_the_formula_head_by_head():
     rng = np.random.default_rng(2)
     q, k, v = (rng.normal(size=(2, 5, heads, 6)).astype(np.float32) for heads in (4, 2, 2))
     segments = np.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 0]])
-    mask = causal_mask(jnp.asarray(segments), 5)
+    mask = Mask(jnp.asarray(segments), 5, causal=True).dense()
     got = attention(*map(jnp.asarray, (q, k, v)), mask)
     for b in range(2):
         for h in range(4):
