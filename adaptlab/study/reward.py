@@ -44,13 +44,15 @@ def base_losses(lab: Lab) -> dict[str, float]:
 def trained_parameters(lab: Lab, member: Member) -> int:
     """Return how many parameters a member trains, without what masks leave out."""
     model = lab.pretrained.model
-    adaptation = config.instantiate(member.adapt, fresh=model.init, slots=model.slots())
+    # Asked between the updates of others too, where nothing may reach a device unnoticed: a factory's scalars may.
+    with jax.transfer_guard("allow"):
+        adaptation = config.instantiate(member.adapt, fresh=model.init, slots=model.slots())
 
-    def shapes(base: Any) -> tuple[Any, Any]:
-        base = prepared(adaptation, base)
-        return base, adaptation.init(jax.random.key(0), base)
+        def shapes(base: Any) -> tuple[Any, Any]:
+            base = prepared(adaptation, base)
+            return base, adaptation.init(jax.random.key(0), base)
 
-    return count_trained(adaptation, *jax.eval_shape(shapes, lab.params))
+        return count_trained(adaptation, *jax.eval_shape(shapes, lab.params))
 
 
 def comparison(lab: Lab, kind: Reward | None, metric: str) -> Callable[[Member, float | None], float | None]:
