@@ -48,11 +48,14 @@ def trained_parameters(lab: Lab, member: Member) -> int:
     with jax.transfer_guard("allow"):
         adaptation = config.instantiate(member.adapt, fresh=model.init, slots=model.slots())
 
-        def shapes(base: Any) -> tuple[Any, Any]:
-            base = prepared(adaptation, base)
-            return base, adaptation.init(jax.random.key(0), base)
+        counted: list[int] = []
 
-        return count_trained(adaptation, *jax.eval_shape(shapes, lab.params))
+        def count(base: Any) -> None:
+            base = prepared(adaptation, base)
+            counted.append(count_trained(adaptation, base, adaptation.init(jax.random.key(0), base)))
+
+        jax.eval_shape(count, lab.params)
+        return counted[0]
 
 
 def comparison(lab: Lab, kind: Reward | None, metric: str) -> Callable[[Member, float | None], float | None]:

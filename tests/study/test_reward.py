@@ -9,7 +9,7 @@ import pytest
 from adaptlab import config, models
 from adaptlab.study import members, trained_parameters
 
-SHAPE = models.LlamaShape(vocab_size=32, width=16, depth=2, heads=2, kv_heads=1, head_width=8, ffn_width=24)
+SHAPE = models.LlamaShape(vocab_size=32, width=32, depth=2, heads=2, kv_heads=2, head_width=16, ffn_width=48)
 
 
 @pytest.mark.parametrize(
