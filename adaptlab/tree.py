@@ -104,7 +104,10 @@ def dot(a: PyTree, b: PyTree) -> jax.Array:
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         wide = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-        return jnp.vdot(x, y, preferred_element_type=wide)
+        # No vdot: it makes vectors of its arguments first, for which a mesh would gather those that are spread out.
+        every = tuple(range(x.ndim))
+        form, highest = ((every, every), ((), ())), jax.lax.Precision.HIGHEST
+        return jax.lax.dot_general(x, y, form, precision=highest, preferred_element_type=wide)
 
     products = jax.tree.leaves(jax.tree.map(product, a, b))
     return functools.reduce(jnp.add, products) if products else jnp.zeros(())

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from adaptlab.models.attention import attend, attention_weights
 from adaptlab.models.intermediates import record
-from adaptlab.models.layers import ACTIVATIONS, Linear, slot
+from adaptlab.models.layers import ACTIVATIONS, Linear, slot, split_heads
 from adaptlab.models.model import Slot
 
 __all__ = ["FeedForward", "SelfAttention", "check_sizes", "slots_of"]
@@ -23,8 +23,7 @@ class SelfAttention(nn.Module):
         B, T, D = x_BTD.shape
 
         def project(name: str) -> jax.Array:
-            y_BTD = Linear(D, ("embed", "heads"), use_bias=True, name=name)(x_BTD)
-            return y_BTD.reshape(B, T, self.heads, D // self.heads)
+            return split_heads(Linear(D, ("embed", "heads"), use_bias=True, name=name)(x_BTD), self.heads, "heads")
 
         q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
         prefix = slot(self, "prefix")

@@ -35,6 +35,7 @@ __all__ = [
     "rotary",
     "rotary_angles",
     "slot",
+    "split_heads",
     "with_prefix",
 ]
 
@@ -116,6 +117,12 @@ def activations(x: jax.Array, last: str | None) -> jax.Array:
     """Say where activations `[B, D]` or `[B, T, D]` are, D having the logical name `last`; others are left alone."""
     leading = {2: ("batch",), 3: ("batch", "time")}.get(x.ndim)
     return x if leading is None else constrain(x, (*leading, last))
+
+
+def split_heads(y_BTF: jax.Array, heads: int, axis: str) -> jax.Array:
+    """Return `[B, T, H, K]` from `[B, T, H·K]`; `axis` is the logical name of H."""
+    y_BTHK = y_BTF.reshape(*y_BTF.shape[:-1], heads, -1)
+    return constrain(y_BTHK, ("batch", "time", axis, None))
 
 
 def slot(module: nn.Module, name: str) -> Any:

@@ -22,6 +22,7 @@ from adaptlab.models.layers import (
     rotary,
     rotary_angles,
     slot,
+    split_heads,
 )
 from adaptlab.models.mask import Mask, prompted
 from adaptlab.models.model import Model, Slot
@@ -76,8 +77,7 @@ class _Attention(nn.Module):
         s, (B, T, _) = self.shape, x_BTD.shape
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
-            y = Linear(heads * s.head_width, ("embed", axis), name=name)(x_BTD)
-            return y.reshape(B, T, heads, s.head_width)
+            return split_heads(Linear(heads * s.head_width, ("embed", axis), name=name)(x_BTD), heads, axis)
 
         q_BTHK = rotary(project("query", s.heads, "heads"), cos, sin)
         k_BTGK = rotary(project("key", s.kv_heads, "kv_heads"), cos, sin)

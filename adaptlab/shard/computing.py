@@ -15,8 +15,14 @@ __all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "o
 
 _COMPUTING: ContextVar[Placement | None] = ContextVar("computing", default=None)
 
-_LOOSE = ("batch", "expert_batch", "kv_heads", "time")
-"""Where these do not divide (one example of a batch, a prompt in front of a text), the partitioner decides."""
+_LOOSE = {
+    "batch": PartitionSpec.UNCONSTRAINED,
+    "expert_batch": PartitionSpec.UNCONSTRAINED,
+    "time": PartitionSpec.UNCONSTRAINED,
+    "kv_heads": None,
+}
+"""What is said of these where they do not divide. One example of a batch, or a prompt in front of a text: the
+partitioner decides. Fewer key/value heads than devices: every device has all of them."""
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
     """Say where an array is while it computes, by the logical names of its axes.
 
     The identity outside of `computing`, and on a mesh of one device. An axis that does not divide is an error, but
-    "batch", "time" and "kv_heads" are then left to the partitioner.
+    "batch" and "time" are then left to the partitioner, and "kv_heads" copied to every device.
 
     Raises:
       ValueError: an axis without a rule, two axes on one mesh axis, or a size that does not divide.
@@ -102,7 +108,7 @@ def _part(name: str | None, size: int, rules: Rules, sizes: dict[str, int]) -> A
     if size % parts == 0:
         return axes or None
     if name in _LOOSE:
-        return PartitionSpec.UNCONSTRAINED
+        return _LOOSE[name]
     over = " x ".join(f"{axis}={sizes[axis]}" for axis in axes)
     choices = [d for d in range(1, size + 1) if size % d == 0]
     raise ValueError(f"{name}={size} does not divide over {over}; choose {' x '.join(axes)} from {choices}.")
