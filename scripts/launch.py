@@ -31,7 +31,7 @@ class Launch:
       command: a module and its arguments.
       name: of the job.
       out: a folder that every host sees.
-      environment: variables every host has.
+      environment: variables every host has, each as NAME=value.
       secrets: names of variables every host has too, whose values are not shown.
       restarts: how often the job is run again after a pre-emption or a lost host.
       plan: `plan.json` of scripts.plan; a job that does not fit is not submitted.
@@ -42,7 +42,7 @@ class Launch:
     command: str
     name: str
     out: str
-    environment: dict[str, str | int | float]
+    environment: list[str]
     secrets: list[str]
     restarts: int
     plan: str | None
@@ -52,7 +52,7 @@ class Launch:
 def overrides(arguments: Sequence[str]) -> list[str]:
     """Return a command line as Hydra reads it: `target=` chooses from conf/launch, and the command is one text."""
     renamed = [f"launch@{a}" if a.startswith("target=") else a for a in arguments]
-    return al.config.quoted(renamed, ["command"])
+    return al.config.quoted(renamed, ["command", "environment", "target.flags"])
 
 
 def render(launch: Launch) -> tuple[Any, Any]:

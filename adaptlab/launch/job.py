@@ -12,6 +12,7 @@ from adaptlab.preempt import EXIT_CODE as EXIT_PREEMPTED
 __all__ = ["EXIT_PREEMPTED", "Job", "Rendered", "Target", "job"]
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
+_PATH = re.compile(r"(/[\w.-]+)+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=")
 
@@ -80,7 +81,7 @@ def job(
     name: str,
     *,
     out: str,
-    environment: Mapping[str, str | int | float] | None = None,
+    environment: Sequence[str] = (),
     secrets: Sequence[str] = (),
     restarts: int = 20,
 ) -> Job:
@@ -90,7 +91,7 @@ def job(
       command: a module of experiments or scripts and its arguments, as one would type them after `python -m`.
       name: lower-case letters, digits and dashes, at most 40: it names machines and pods too.
       out: an absolute path.
-      environment: variables; a cache of compiled programs under `out` is added if it has none.
+      environment: variables, each as `NAME=value`; a cache of compiled programs under `out` is added if it has none.
       secrets: names of variables.
       restarts: how often the job is run again.
 
@@ -110,11 +111,14 @@ def job(
         raise ConfigError(
             f"command={command!r} must begin with a module of experiments or scripts, as after python -m."
         )
-    if not out.startswith("/"):
-        raise ConfigError(f"out={out!r} must be an absolute path that every host sees, such as /mnt/runs.")
-    variables = {"JAX_COMPILATION_CACHE_DIR": f"{out}/compiled"} | {k: str(v) for k, v in (environment or {}).items()}
-    if wrong := [v for v in [*variables, *secrets] if not _VARIABLE.fullmatch(v)]:
-        raise ConfigError(f"environment and secrets name variables, and {wrong} are no such names.")
+    if not _PATH.fullmatch(out):
+        raise ConfigError(f"out={out!r} must be an absolute path of plain signs that every host sees: /mnt/runs.")
+    given = {name: value for name, _, value in (one.partition("=") for one in environment)}
+    if wrong := [one for one in environment if "=" not in one] + [
+        v for v in [*given, *secrets] if not _VARIABLE.fullmatch(v)
+    ]:
+        raise ConfigError(f"environment is a list of NAME=value and secrets one of names, and {wrong} are no such.")
+    variables = {"JAX_COMPILATION_CACHE_DIR": f"{out}/compiled"} | given
     if both := [v for v in secrets if v in variables]:
         raise ConfigError(f"{both} are both in environment, where values are printed, and in secrets: leave one out.")
     if restarts < 0:

@@ -1,6 +1,6 @@
 """Slurm: a batch script that is queued again after a pre-emption or at its time limit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from adaptlab.config import ConfigError
 from adaptlab.launch.job import EXIT_PREEMPTED, Job, Rendered, Target
@@ -18,7 +18,7 @@ def slurm(
     clone: str | None = None,
     extra: str = "cuda",
     grace_seconds: int = 300,
-    options: Mapping[str, str | int] | None = None,
+    flags: Sequence[str] = (),
     setup: Sequence[str] = (),
 ) -> Target:
     """A Slurm job of one task for each GPU, which is how JAX finds its peers there.
@@ -35,7 +35,7 @@ def slurm(
       clone: this project, on a file system that every node sees; null is where the job is submitted.
       extra: what is installed besides the locked packages: cuda, or cpu for nothing.
       grace_seconds: for saving.
-      options: more options of sbatch, by their long names, such as `{partition: gpu, account: lab}`.
+      flags: more flags of sbatch, such as `--partition=gpu`.
       setup: lines of shell before anything else, such as `module load cuda`.
 
     Raises:
@@ -60,9 +60,14 @@ def slurm(
             "output": f"{job.out}/{job.name}-slurm-%j.log",
             "open-mode": "append",
             "signal": f"TERM@{grace_seconds}",
-            **(options or {}),
         }
-        values = {"job": job, "asked": asked, "extra": extra, "setup": list(setup), "preempted": EXIT_PREEMPTED}
+        values = {
+            "job": job,
+            "asked": [*(f"--{key}={value}" for key, value in asked.items()), *flags],
+            "extra": extra,
+            "setup": list(setup),
+            "preempted": EXIT_PREEMPTED,
+        }
         return Rendered({"job.sbatch": render("slurm.sbatch", **values)}, ("sbatch", f"{job.folder}/job.sbatch"))
 
     return Target(rendered, secrets_from_here=True)

@@ -16,7 +16,7 @@ TARGETS: dict[str, Any] = {
         IMAGE, "tpu-v6e-slice", "4x4", "lab-runs", service_account="runner", queue="tpus", slices=2
     ),
     "xpk": launch.xpk(IMAGE, "lab-cluster", "v5litepod-16", "runs", project="lab", zone="us-east5-b"),
-    "slurm": launch.slurm(nodes=2, options={"partition": "gpu", "account": "lab"}, setup=["module load cuda"]),
+    "slurm": launch.slurm(nodes=2, flags=["--partition=gpu"], setup=["module load cuda"]),
     "skypilot": launch.skypilot("tpu-v5litepod-16", "gs://lab-runs", infra="gcp/us-central1"),
     "skypilot_gpus": launch.skypilot("H100:8", "s3://lab-runs", nodes=2, extra="cuda", spot=False),
 }

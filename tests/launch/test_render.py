@@ -66,7 +66,7 @@ HOSTILE = {
 def test_a_value_arrives_as_it_was_given_and_is_not_run(value: str, tmp_path: Path):
     import shlex
 
-    given = job(shlex.join(["experiments.forgetting", f"name={value}"]), environment={"NOTE": value}, secrets=[])
+    given = job(shlex.join(["experiments.forgetting", f"name={value}"]), environment=[f"NOTE={value}"], secrets=[])
     script = TARGETS["slurm"].render(given).files["job.sbatch"]
     home = stub(tmp_path, {"module": "", "srun": '"$@"', "scontrol": ""})
     (tmp_path / "scripts").mkdir()
@@ -115,8 +115,8 @@ WRONG = {
     "a module that is not there": (lambda: job("experiments.forgeting"), "experiments"),
     "another program": (lambda: job("rm -rf /"), "experiments or scripts"),
     "a relative folder": (lambda: job(out="runs"), "absolute"),
-    "a variable that is none": (lambda: job(environment={"a b": 1}), "a b"),
-    "a secret that is printed": (lambda: job(environment={"WANDB_API_KEY": "x"}), "both"),
+    "a variable that is none": (lambda: job(environment=["a b=1"]), "a b"),
+    "a secret that is printed": (lambda: job(environment=["WANDB_API_KEY=x"]), "both"),
     "fewer than no restarts": (lambda: job(restarts=-1), "restarts"),
     "v5e by its short name": (lambda: launch.tpu_vm("v5e-16", "b"), "v5litepod"),
     "two sorts of capacity": (lambda: launch.queued_resource("v4-8", "b", spot=True, reserved=True), "capacity"),
