@@ -12,9 +12,7 @@ from adaptlab.study import members, trained_parameters
 SHAPE = models.LlamaShape(vocab_size=32, width=32, depth=2, heads=2, kv_heads=2, head_width=16, ffn_width=48)
 
 
-@pytest.mark.parametrize(
-    "adapt", ["full", "lora", "pissa", "dora", "vera", "ia3", "adalora", "rslora", "prefix", "houlsby", "compacter"]
-)
+@pytest.mark.parametrize("adapt", ["full", "pissa", "adalora"])
 def test_parameters_are_counted_where_no_transfer_to_a_device_is_allowed(adapt: str):
     model = models.llama(SHAPE)
     params = jax.eval_shape(model.init, jax.random.key(0))
