@@ -1,12 +1,13 @@
 """What is published of the chips a plan may be for. Per chip, not per core.
 
-Peak, memory and interconnect are those of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e). Interconnect is published as the
-sum over all links and both directions; a link's bandwidth in one direction is that over twice the links. Where a table
-gives the data-centre network per pod, it is divided by the pod's chips.
+Peak, memory bandwidth and interconnect are those of cloud.google.com/tpu/docs (v4, v5e, v5p, v6e). Interconnect is
+published as the sum over all links and both directions; a link's bandwidth in one direction is that over twice the
+links. Where a table gives the data-centre network per pod, it is divided by the pod's chips. Memory is what libtpu
+0.0.42 lets a program have.
 
 Power is published for v4 alone: 170 W in the mean over training workloads, measured (arXiv:2304.01433, table 4). For
-v5e and v5p it is *assumed* here that they do as many peak operations per watt as v4, and for v6e 1.67 times those of v5e
-(Google's figure when it was announced, May 2024). Say `chip.power=` if you know better.
+v5e and v5p it is *assumed* here that they do as many peak operations per watt as v4, and for v6e 1.67 times those of
+v5e (Google's figure when it was announced, May 2024). Say `power=` if you know better.
 """
 
 from typing import NamedTuple

@@ -220,7 +220,7 @@ def _counted(computations: Mapping[str, Computation], entry: str) -> Module:
 
 
 def _trips(loop: Instruction, around: Computation, computations: Mapping[str, Computation]) -> int | None:
-    """How often a loop runs: XLA says it, or the condition compares a counter, which goes up by one, with a constant."""
+    """How often a loop runs: XLA says it, or its condition compares a counter of step 1 with a constant."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(found.group(1))
     condition = computations[loop.called("condition")[0]]

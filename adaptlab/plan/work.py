@@ -1,9 +1,9 @@
 """What one chip does in a step, read off its compiled program: matrix products, and traffic of its main memory.
 
 A matrix product of M × K by K × N is 2 M K N operations. Traffic is what every instruction reads and writes of buffers
-in main memory; what is fused passes its numbers on without touching it, a slice of a stacked weight is read as the slice
-it is, and an update in place writes what it updates. On a TPU, buffers that the compiler has put in the vector memory
-count as nothing there; the copies to and from it count.
+in main memory; what is fused passes its numbers on without touching it, a slice of a stacked weight is read as the
+slice it is, and an update in place writes what it updates. On a TPU, buffers that the compiler has put in the vector
+memory count as nothing there; the copies to and from it count.
 """
 
 import math
@@ -14,11 +14,11 @@ from adaptlab.plan.hlo import Computation, Instruction, Module, Shape
 
 __all__ = ["Work", "work"]
 
-_FREE = frozenset(
-    "parameter constant tuple get-tuple-element bitcast while conditional call after-all partition-id replica-id "
-    "copy-done slice-done all-gather-done all-reduce-done collective-permute-done async-done async-update iota "
-    "opt-barrier add-dependency domain".split()
-)
+_FREE = {
+    *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "add-dependency"),
+    *("while", "conditional", "call", "after-all", "partition-id", "replica-id", "domain", "copy-done", "slice-done"),
+    *("all-gather-done", "all-reduce-done", "collective-permute-done", "async-done", "async-update"),
+}
 _PASSES = {"high": 3, "highest": 6}
 """A float32 product on units that multiply bfloat16 takes so many passes where such a precision is asked for."""
 
