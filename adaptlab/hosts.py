@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -145,8 +145,6 @@ def start(hosts: Hosts) -> None:
             f"{hosts.start_seconds}; hosts=auto needs a cluster that JAX knows."
         ) from error
     log.info("process %d of %d", _state().process_id, count())
-    if not is_leader():  # one log is enough, and it is the leader's
-        logging.getLogger().setLevel(logging.WARNING)
 
 
 def agreed(f: Callable[[], T]) -> T:
@@ -227,7 +225,8 @@ def common_outcome(error: Exception | None) -> Exception | None:
 def mirrored(folder: Path, claim: Callable[[], Any] = lambda: None) -> Iterator[Path]:
     """Give every process a folder to work in: the leader `folder` itself, the others a copy as it stands now.
 
-    Checkpoints are not copied, and weights only linked: all processes share those, see `shared`.
+    Checkpoints are not copied, and weights only linked: all processes share those, see `shared`. Inside, the others
+    print nothing, and log what is wrong only.
 
     Args:
       folder: the study's; only the leader's counts. It has to lie where all processes see it.
@@ -246,16 +245,19 @@ def mirrored(folder: Path, claim: Callable[[], Any] = lambda: None) -> Iterator[
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder.absolute())
 
-    study, private = Path(agreed(claimed)), None
+    study, private, stack = Path(agreed(claimed)), None, ExitStack()
     try:
         if not is_leader():
             private = Path(tempfile.mkdtemp(prefix=f"adaptlab-{_state().process_id}-"))
             _copy(study, private / study.name)
             _JOB.mirrors[private / study.name] = study
+            logging.getLogger().setLevel(logging.WARNING)
+            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))  # noqa: SIM115
         if failed := common_outcome(None if study.is_dir() else FileNotFoundError(f"{study} is not there")):
             raise HostError(f"{failed}. All processes need to see the study's folder: use a shared file system.")
         yield study if private is None else private / study.name
     finally:
+        stack.close()
         if private is not None:
             _JOB.mirrors.pop(private / study.name, None)
             shutil.rmtree(private, ignore_errors=True)

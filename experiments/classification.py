@@ -35,6 +35,7 @@ class Study:
       training: how long, on how much at a time.
       texts: how many texts are used, see `adaptlab.study.Texts`.
       mesh: the devices.
+      hosts: the processes that share them, see `adaptlab.hosts.Hosts`.
       replication: how runs that differ only in numbers are run together.
       resume: continue the newest unfinished study with this very config.
       wandb: the W&B mirror.
@@ -49,6 +50,7 @@ class Study:
     training: dict[str, Any]
     texts: dict[str, Any]
     mesh: dict[str, Any]
+    hosts: dict[str, Any]
     replication: dict[str, Any]
     resume: bool
     wandb: "al.study.Wandb"

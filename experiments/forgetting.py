@@ -32,8 +32,10 @@ class Study:
       methods: the ways of adapting, by name.
       seeds: one run per method, learning rate and seed.
       training: how long, on how much at a time.
-      held_out: what is measured.
+      held_out: the text that is measured.
+      measure: what else is measured while training, see `adaptlab.study.Probed`.
       mesh: the devices.
+      hosts: the processes that share them, see `adaptlab.hosts.Hosts`.
       replication: how runs that differ only in numbers are run together.
       resume: continue the newest unfinished study with this very config.
       wandb: the W&B mirror.
@@ -46,7 +48,9 @@ class Study:
     seeds: list[int]
     training: dict[str, Any]
     held_out: dict[str, Any]
+    measure: "al.study.Probed"
     mesh: dict[str, Any]
+    hosts: dict[str, Any]
     replication: dict[str, Any]
     resume: bool
     wandb: "al.study.Wandb"

@@ -32,6 +32,7 @@ class Study:
       training: how long, on how much at a time.
       held_out: what is measured.
       mesh: the devices.
+      hosts: the processes that share them, see `adaptlab.hosts.Hosts`.
       out: the base's folder; null is its place in the cache.
       resume: go on with what is there of this very config.
       wandb: the W&B mirror.
@@ -44,6 +45,7 @@ class Study:
     training: dict[str, Any]
     held_out: dict[str, Any]
     mesh: dict[str, Any]
+    hosts: dict[str, Any]
     out: str | None
     resume: bool
     wandb: "al.study.Wandb"

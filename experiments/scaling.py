@@ -49,6 +49,7 @@ class Study:
       training: how long adaptations train, on how much at a time.
       held_out: what is measured.
       mesh: the devices.
+      hosts: the processes that share them, see `adaptlab.hosts.Hosts`.
       replication: how runs that differ only in numbers are run together.
       gflops: what a step reaches on this machine, for the estimate of how long it takes.
       keep: whether finished bases are copied into the cache, where `base=ladder` finds them.
@@ -73,6 +74,7 @@ class Study:
     training: dict[str, Any]
     held_out: dict[str, Any]
     mesh: dict[str, Any]
+    hosts: dict[str, Any]
     replication: dict[str, Any]
     gflops: float
     keep: bool

@@ -46,6 +46,7 @@ class Study:
       training: how long, on how much at a time.
       held_out: what is measured.
       mesh: the devices.
+      hosts: the processes that share them, see `adaptlab.hosts.Hosts`.
       replication: how runs that differ only in numbers are run together.
       resume: continue the newest unfinished study with this very config.
       wandb: the W&B mirror.
@@ -68,6 +69,7 @@ class Study:
     training: dict[str, Any]
     held_out: dict[str, Any]
     mesh: dict[str, Any]
+    hosts: dict[str, Any]
     replication: dict[str, Any]
     resume: bool
     wandb: "al.study.Wandb"

@@ -124,7 +124,9 @@ class SweepFolder(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Choose the folder, and hold it until the process ends."""
+        from adaptlab import hosts
         from adaptlab.study import sweep
+        from adaptlab.study.folder import join_job
 
         _make_importable()
         _seed_the_sampler(config)
@@ -132,8 +134,14 @@ class SweepFolder(Callback):
         command = {"overrides": list(config.hydra.overrides.task), "config": OmegaConf.to_yaml(_task(config))}
         wanted = Path(config.hydra.sweep.dir) if given else None
         try:
-            folder = sweep.claim(Path(self.home), wanted, command, self.lock)
-        except (ValueError, OSError) as error:  # Hydra makes a warning of what callbacks raise, and goes on
+            join_job({"hosts": OmegaConf.to_container(config.hosts)} if "hosts" in config else {})
+            folder = Path(hosts.agreed(lambda: str(sweep.claim(Path(self.home), wanted, command, self.lock))))
+            folder = self.lock.enter_context(hosts.mirrored(folder))
+        except (
+            ValueError,
+            OSError,
+            hosts.HostError,
+        ) as error:  # Hydra makes a warning of what callbacks raise, and goes on
             sys.exit(f"There is no folder for the sweep: {error}")
         with open_dict(config):
             config.hydra.sweep.dir = str(folder)

@@ -1,7 +1,7 @@
 """Batches as a function of (seed, step): nothing to save, any step at once, any number of hosts."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +19,7 @@ def make_stream(
     batch_size: int,
     seed: int,
     name: str = "train",
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Callable[[int], Rows]:
     """Return the function from a step to its batch: shuffled rows without end, each once an epoch.
 
@@ -30,36 +29,33 @@ def make_stream(
 
     Args:
       packed: N rows.
-      batch_size: the number of rows in a step, over all hosts.
+      batch_size: the number of rows in a step, B.
       seed: the seed of the order.
       name: the stream's name: streams of other names are independent.
-      process_index: which equal share of each batch to return; the shares of all hosts, in their order, are
-        the batch.
-      process_count: the number of hosts.
+      rows: which of the rows 0 … B-1 of each step to return: those that the devices of this host hold
+        (`adaptlab.shard.local_rows`). None returns all of them.
     """
     whole: Any = packed
-    rows = len(whole.tokens)
-    if not 1 <= batch_size <= rows:
+    count = len(whole.tokens)
+    if not 1 <= batch_size <= count:
         raise ValueError(
-            f"stream {name!r} has {rows} rows of {whole.tokens.shape[1]} tokens for batch_size={batch_size}: "
+            f"stream {name!r} has {count} rows of {whole.tokens.shape[1]} tokens for batch_size={batch_size}: "
             "expected 1 <= batch_size <= rows. Use a smaller batch, shorter rows or more text."
         )
-    if process_count < 1 or batch_size % process_count or not 0 <= process_index < process_count:
+    share = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
+    if len(share) and not 0 <= share.min() <= share.max() < batch_size:
         raise ValueError(
-            f"batch_size={batch_size} for host {process_index} of {process_count}: expected a batch size that "
-            "the number of hosts divides, and 0 <= process_index < process_count"
+            f"rows={share.tolist()} of batch_size={batch_size}: expected rows from 0 to {batch_size - 1}"
         )
-    share = batch_size // process_count
 
     @functools.lru_cache(maxsize=2)  # a batch spans at most two epochs
     def order(epoch: int) -> np.ndarray:
-        return generator_for(seed, f"data/{name}", epoch).permutation(rows)
+        return generator_for(seed, f"data/{name}", epoch).permutation(count)
 
     def batch(step: int) -> Rows:
         if step < 0:
             raise ValueError(f"step={step}: expected 0 or more")
-        first = int(step) * batch_size + process_index * share
-        chosen = [order(i // rows)[i % rows] for i in range(first, first + share)]
+        chosen = [order(i // count)[i % count] for i in (int(step) * batch_size + share).tolist()]
         return whole._make(part[chosen] for part in whole)
 
     return batch

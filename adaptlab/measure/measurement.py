@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from adaptlab.shard import fetch
+
 __all__ = ["Measurement", "Probe", "make_probe", "make_slot_probe"]
 
 Probe = Callable[[Any], dict[str, float]]
@@ -92,7 +94,7 @@ def make_slot_probe(
 def _totals(pending: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Add up the states of each domain's batches, in float64 on the host."""
     return {
-        name: jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(states))
+        name: jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *fetch(states))
         for name, states in pending.items()
     }
 

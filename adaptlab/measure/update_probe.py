@@ -22,6 +22,7 @@ from adaptlab.measure.update import (
     updates,
 )
 from adaptlab.measure.update_relation import relation
+from adaptlab.shard import fetch
 
 __all__ = [
     "METRICS",
@@ -91,7 +92,7 @@ def make_update_probe(
     def one(numbers: Any, base: Any, delta: Any, norms: Any) -> Any:
         return _measured(wanted, base, bind(numbers, base, delta), norms)
 
-    return lambda numbers, base, delta: _metrics(jax.device_get(one(numbers, base, delta, norms)))
+    return lambda numbers, base, delta: _metrics(fetch(one(numbers, base, delta, norms)))
 
 
 def make_update_slot_probe(
@@ -117,7 +118,7 @@ def make_update_slot_probe(
     many = jax.jit(over_slots(one))
 
     def probe(numbers_S: Any, states_S: Any, active_S: Any, base: Any) -> Callable[[int], dict[str, float]]:
-        found = jax.device_get(many((numbers_S, states_S), (base, norms)))
+        found = fetch(many((numbers_S, states_S), (base, norms)))
         return lambda slot: _metrics(jax.tree.map(lambda x: x[slot], found))
 
     return probe

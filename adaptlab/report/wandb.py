@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adaptlab import hosts
 from adaptlab.report import files
 from adaptlab.report.sink import Sink, null
 
@@ -56,7 +57,7 @@ def wandb_sink(
       config: the run's settings.
       dir: the run's directory; W&B's files go to `dir/wandb`.
       mode: "online", "offline", "disabled", or "auto": the environment's WANDB_MODE if set, otherwise
-        online if the user is logged in and offline if not.
+        online if the user is logged in and offline if not. In a job of many processes only the leader mirrors.
       tags: labels to filter by.
       timeout: for how many seconds at most `close` waits for W&B.
       capacity: how many rows may wait for W&B before more are dropped (from the mirror).
@@ -68,7 +69,7 @@ def wandb_sink(
         raise ValueError(f"W&B mode {mode!r} is not one of {', '.join(_MODES)}.")
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", "auto")
-    if mode == "disabled":
+    if mode == "disabled" or not hosts.is_leader():
         return null()
     settings = {"project": project, "name": name, "group": group, "config": config, "tags": tags}
     mirror = _Mirror(queue.SimpleQueue(), threading.Event(), _warn_once(name))

@@ -67,7 +67,8 @@ def _callback(shape: tuple[int, ...], sharding: NamedSharding, read: Callable[[I
             parts[key] = read(index)
         return parts[key]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    with jax.transfer_guard_host_to_device("allow"):  # it is meant, as `jax.device_put` is
+        return jax.make_array_from_callback(shape, sharding, part)
 
 
 def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
@@ -101,6 +102,9 @@ def put_rows(parts: Any, rows: np.ndarray, count: int, sharding: NamedSharding) 
       sharding: of the batch.
     """
 
+    if jax.process_count() == 1:
+        return jax.device_put(parts, sharding)
+
     def one(x: np.ndarray) -> jax.Array:
         def part(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(count)
@@ -114,8 +118,9 @@ def put_rows(parts: Any, rows: np.ndarray, count: int, sharding: NamedSharding) 
 
 def fetch(arrays: Any) -> Any:
     """Return arrays as NumPy's, whole, on every process: for small ones. A meeting of all processes."""
-    here = jax.tree.map(lambda x: x if _readable(x) else multihost_utils.process_allgather(x, tiled=True), arrays)
-    return jax.device_get(here)
+    with jax.transfer_guard("allow"):  # it is meant, as `jax.device_get` is
+        here = jax.tree.map(lambda x: x if _readable(x) else multihost_utils.process_allgather(x, tiled=True), arrays)
+        return jax.device_get(here)
 
 
 def _readable(x: Any) -> bool:

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from adaptlab import config, runtime
+from adaptlab import config, hosts, preempt, runtime
 from adaptlab.study import folder as folders
 
 __all__ = ["app"]
@@ -27,6 +27,9 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
         has `members()`, see `adaptlab.study.sweep`.
 
     What `f` returns is the job's value to a sweeper that optimises, such as Optuna's: smaller is better.
+
+    The same command, started once for each process of a job, makes them one study (`adaptlab.hosts`). Told to leave, it
+    saves and returns `adaptlab.preempt.EXIT_CODE`; given again, it goes on from there.
     """
     folders.register_resolver(schema)
 
@@ -36,7 +39,13 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
             from adaptlab.study import sweep  # heavy: not for --help
 
             runtime.configure()
-            with sweep.together(schema, [sweep.Job(*job) for job in jobs], folder, options) as failed:
+            with ExitStack() as stack:
+                stack.enter_context(preempt.noticing())
+                try:
+                    work = sweep.together(schema, [sweep.Job(*job) for job in jobs], folder, options)
+                    failed = stack.enter_context(work)
+                except preempt.Preempted:
+                    preempt.leave()
                 yield failed
 
         @config.main(name, schema, together)
@@ -44,15 +53,24 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
             from adaptlab import report  # heavy: not for --help
 
             runtime.configure()
-            with folders.locked(folder):
+            folders.join_job(node)
+            with ExitStack() as stack:
+                lock = folders.locked(folder)
+                folder = stack.enter_context(hosts.mirrored(folder, lambda: stack.enter_context(lock)))
                 if (done := folders.outcome(folder, node)) is not None:
                     log.info("%s has finished before", folder)
                     return done["value"]
                 for change in folders.open_folder(folder, node, report.surroundings()):
                     log.warning("Resumed, but what the numbers depend on has changed: %s", change)
                 (folder / "config.yaml").write_text(config.to_yaml(node))
-                value = f(schema(**node), folder)
+                stack.enter_context(preempt.noticing())
+                try:
+                    value = f(schema(**node), folder)
+                except preempt.Preempted as told:
+                    log.warning("%s; saved in %s: the same command goes on from there", told, folder)
+                    preempt.leave()
                 folders.close_folder(folder, value)
+                hosts.barrier()  # a process that ends early takes the others with it
                 return value
 
         return task

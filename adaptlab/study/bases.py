@@ -54,12 +54,12 @@ def open_moments(
 
 
 def _placed(moments: dict[str, Any], placement: "Placement") -> dict[str, Any]:
-    import jax
+    from adaptlab import shard
 
     def put(x: Any) -> Any:
         """A moment has the tree of the weights; counts and betas are scalars."""
         if isinstance(x, Mapping):
-            return jax.device_put(x, placement.shardings(placement.axes, x))
-        return jax.device_put(x, placement.replicated)
+            return shard.place(x, placement.shardings(placement.axes, x))
+        return shard.put(x, placement.replicated)
 
     return {kind: {name: put(x) for name, x in state.items()} for kind, state in moments.items()}

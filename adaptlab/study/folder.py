@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from adaptlab import config
+from adaptlab import config, hosts
 
 __all__ = [
     "StudyError",
     "changes",
     "close_folder",
     "identity",
+    "join_job",
     "locked",
     "open_folder",
     "outcome",
@@ -26,7 +27,7 @@ __all__ = [
 
 _IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "done.json"
 # What does not change any number: a study may be resumed with other values of these.
-_INCIDENTAL = ("wandb", "resume", "out")
+_INCIDENTAL = ("wandb", "resume", "out", "hosts")
 
 
 class StudyError(ValueError):
@@ -110,6 +111,12 @@ def changes(folder: Path) -> list[str]:
     return list(dict.fromkeys(d for one in later for d in _differences(first, one)))
 
 
+def join_job(study: Mapping[str, Any]) -> None:
+    """Join the other processes of the job that a study's config speaks of (its key `hosts`), if there are any."""
+    if node := study.get("hosts"):
+        hosts.start(config.instantiate(node))
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that is whole or not there."""
     partial = path.with_name(path.name + ".partial")
@@ -153,7 +160,12 @@ def register_resolver(schema: Any) -> None:
     def resolve(plain: Mapping[str, Any], name: str) -> str:
         home, now = Path("runs") / name, datetime.now()
         study = config.validate(plain, schema=schema)
-        found = _unfinished(home, study) if study.get("resume", True) else None
-        return str(found or home / now.strftime("%Y-%m-%d_%H-%M-%S"))
+        join_job(study)
+
+        def chosen() -> str:
+            found = _unfinished(home, study) if study.get("resume", True) else None
+            return str(found or home / now.strftime("%Y-%m-%d_%H-%M-%S"))
+
+        return hosts.agreed(chosen)
 
     config.register_resolver("run_dir", resolve)

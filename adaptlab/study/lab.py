@@ -33,6 +33,7 @@ class Lab(NamedTuple):
       base: the config of the base, see `Base`.
       figures: whether studies in it draw figures; the jobs of a sweep leave that to the sweep.
       updates: what is measured of updates while training; None measures nothing of them.
+      probes: the config of what else is measured while training, see `Probed`; None measures nothing else.
     """
 
     pretrained: models.Pretrained
@@ -47,6 +48,7 @@ class Lab(NamedTuple):
     base: Mapping[str, Any]
     figures: bool = True
     updates: measure.MeasuredUpdates | None = None
+    probes: Mapping[str, Any] | None = None
 
     @property
     def target(self) -> str:
@@ -55,12 +57,18 @@ class Lab(NamedTuple):
 
     def batches(self, seed: int) -> Callable[[int], Any]:
         """Return `step -> batch` of a member's training text, on the host."""
-        share = (jax.process_index(), jax.process_count())
-        return data.make_stream(self.train, self.training.batch_size, seed, "train", *share)
+        return data.make_stream(self.train, self.training.batch_size, seed, "train")
+
+    def placed_batches(self, seed: int) -> Callable[[int], Any]:
+        """Return `step -> batch` of a member's training text, on its devices; each host has only its own rows."""
+        size, sharding = self.training.batch_size, self.placement.batch
+        rows = shard.local_rows(sharding, size)
+        stream = data.make_stream(self.train, size, seed, "train", rows)
+        return lambda step: shard.put_rows(stream(step), rows, size, sharding)
 
     def put(self, batch: Any) -> Any:
-        """Put a batch on its devices."""
-        return jax.device_put(batch, self.placement.batch)
+        """Put a whole batch on its devices."""
+        return shard.put(batch, self.placement.batch)
 
 
 def open_base(
@@ -110,7 +118,7 @@ def open_lab(study: Any) -> Lab:
     Args:
       study: has `base` (see `Base`), `target` (the config of the corpus to adapt to), `upstream` (those of the corpora
         not to forget, by name), `training` (see `Training`), `held_out` (see `HeldOut`) and `mesh` (the devices); may
-        have `measure` (see `Measured`).
+        have `measure` (see `Probed`).
     """
     settings = lab_settings(study)
     return _SHARED.get().get(config.config_hash(settings)) or load_lab(settings)
@@ -170,6 +178,7 @@ def load_lab(settings: Mapping[str, Any]) -> Lab:
         },
         base=base,
         updates=config.instantiate((settings.get("measure") or {}).get("updates")),
+        probes=settings.get("measure"),
     )
     for name, one in {goal.name: goal, **kept}.items():
         batches = data.fixed_batches(one.held_out, held_out.batch_size)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from adaptlab import adapt, config, data, measure, models, report, rng, shard, source, train, tree
+from adaptlab import adapt, config, data, hosts, measure, models, report, rng, shard, source, train, tree
 from adaptlab.data.bpe import sample_text, train_bpe
 from adaptlab.optim.carry import save_moments
 from adaptlab.study import folder as folders
@@ -56,14 +56,17 @@ class Pretraining(NamedTuple):
 
     def batches(self) -> Callable[[int], data.Batch]:
         """Return `step -> batch`: equally many rows of each domain, every domain in epochs of its own."""
-        share = (jax.process_index(), jax.process_count())
-        each = self.training.batch_size // len(self.train)
-        streams = [data.make_stream(rows, each, self.seed, f"pretrain/{n}", *share) for n, rows in self.train.items()]
+        size, sharding = self.training.batch_size, self.placement.batch
+        rows, each = shard.local_rows(sharding, size), size // len(self.train)
+        streams = [
+            data.make_stream(text, each, self.seed, f"pretrain/{name}", rows[rows // each == i] % each)
+            for i, (name, text) in enumerate(self.train.items())
+        ]
 
         def batch(step: int) -> data.Batch:
             parts = [stream(step) for stream in streams]
             joined = data.Batch(*(np.concatenate(x) for x in zip(*parts, strict=True)))
-            return jax.device_put(joined, self.placement.batch)
+            return shard.put_rows(joined, rows, size, sharding)
 
         return batch
 
@@ -114,7 +117,7 @@ def open_pretraining(
         model=model,
         params=jax.jit(model.init, out_shardings=where)(key),
         placement=placement,
-        held_out={name: [jax.device_put(x, placement.batch) for x in batches] for name, batches in fixed.items()},
+        held_out={name: [shard.put(x, placement.batch) for x in batches] for name, batches in fixed.items()},
         train={name: domain.train for name, domain in loaded.items()},
         token_bytes_V=tokenizer.token_bytes_V,
         training=training,
@@ -191,10 +194,12 @@ def pretrain(
         "tokens_per_second": tokens / float(np.median(clock.seconds)) if clock.seconds else None,
         "peak_memory_bytes": compiled.memory_bytes,
         "diverged_at": None,
-        "delta_digest": tree.digest(jax.device_get(fitted.state.delta)),
+        "delta_digest": tree.digest(shard.fetch(fitted.state.delta)),
     }
     folders.write_json(home / _RESULT, result)
-    shutil.rmtree(home / "checkpoints", ignore_errors=True)
+    hosts.barrier()  # the leader's result is on disk, and no process reads checkpoints any more
+    if hosts.is_leader():
+        shutil.rmtree(home / "checkpoints", ignore_errors=True)
     return {"pretrain": result}
 
 
@@ -233,7 +238,7 @@ def _fit(
         measure_every=work.training.measure_every,
         save_every=work.training.save_every,
     )
-    checkpoints = train.open_checkpoints(home / "checkpoints", keep=work.training.keep)
+    checkpoints = train.open_checkpoints(hosts.shared(home) / "checkpoints", keep=work.training.keep)
     sinks: list[report.Sink] = []
 
     def open_writer(step: int) -> train.Writer:
@@ -263,12 +268,12 @@ def _export(work: Pretraining, state: train.TrainState, numbers: Mapping[str, fl
     """Write weights, tokenizer and moments; `model/`, by which other studies know the base, appears whole and last."""
     partial, model = folder / "model.partial", folder / "model"
     shutil.rmtree(partial, ignore_errors=True)
-    models.save_hf(partial, work.shape, jax.device_get(state.delta), context=work.training.length)
+    models.save_hf(partial, work.shape, shard.fetch(state.delta), context=work.training.length)
     shutil.copy(folder / _TOKENIZER, partial / _TOKENIZER)
     betas = {name: numbers[name] for name in ("b1", "b2") if name in numbers}
     save_moments(
         folder / "optimizer.safetensors",
-        jax.device_get(state.opt_state),
+        shard.fetch(state.opt_state),
         base=source.sha256_of(partial / _WEIGHTS),
         **betas,
     )

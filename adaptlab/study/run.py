@@ -9,10 +9,10 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from adaptlab import adapt, report
+from adaptlab import adapt, hosts, report, shard
+from adaptlab.preempt import Preempted
 from adaptlab.study.folder import StudyError, write_json
 from adaptlab.study.halving import Halving, journal_value
 from adaptlab.study.lab import Lab
@@ -20,6 +20,7 @@ from adaptlab.study.members import Member
 from adaptlab.study.programs import Shared, plan, share
 from adaptlab.study.reward import comparison, trained_parameters
 from adaptlab.study.settings import Replication
+from adaptlab.study.training_probes import probed
 from adaptlab.train import Clock, Fitted, Run, Seat, Work, Writer, alone, course, fit_replicas, open_checkpoints
 
 __all__ = ["Task", "run_members", "run_tasks", "value"]
@@ -90,6 +91,7 @@ def run_tasks(
 
     Raises:
       StudyError: runs failed, after all others were given their chance; names them and their errors.
+      Preempted: the process was told to leave, and the states of all runs are saved.
     """
     for task in tasks:
         if task.result:
@@ -132,6 +134,8 @@ def _run_due(
         if skeleton not in programs:
             programs[skeleton] = share(lab, [task.member for task in group], folder, replication)
         for task, outcome in _run_group(lab, group, programs[skeleton], until, final):
+            if isinstance(outcome, Preempted):
+                raise outcome
             if isinstance(outcome, Exception):
                 log.error("%s failed: %s", task.name, outcome, exc_info=outcome)
                 failures[task.name] = outcome
@@ -149,22 +153,26 @@ def _run_group(
     together = shared.replicas is not None
 
     def begin(task: Task, seat: Seat, clock: Clock) -> Generator[Any, Any, Any]:
-        stream = lab.batches(task.member.seed)
-        batches = stream if together else lambda step: lab.put(stream(step))
+        batches = (lab.batches if together else lab.placed_batches)(task.member.seed)
         return _attend(lab, task, shared, batches, seat, clock, until, final)
 
     if shared.replicas is None:
         return [(task, _alone(task, shared, functools.partial(begin, task))) for task in tasks]
     works = [Work(t.member.numbers, t.member.seed, functools.partial(begin, t)) for t in tasks]
     outcomes = fit_replicas(shared.replicas, shared.base, works, probe=shared.slot_probe)
-    return [(task, outcomes[i]) for i, task in enumerate(tasks)]
+    return [(task, outcomes[i]) for i, task in enumerate(tasks) if i in outcomes]
 
 
 def _alone(task: Task, shared: Shared, begin: Callable[[Seat, Clock], Generator[Any, Any, Any]]) -> Any:
+    outcome = None
     try:
-        return alone(begin, shared.program, shared.base, task.member.numbers, task.member.seed)
+        outcome = alone(begin, shared.program, shared.base, task.member.numbers, task.member.seed)
+    except Preempted:
+        raise
     except Exception as error:  # one run's failure is not the others'
-        return error
+        outcome = error
+    failed = hosts.common_outcome(outcome if isinstance(outcome, Exception) else None)
+    return outcome if failed is None else failed
 
 
 def _attend(
@@ -197,7 +205,8 @@ def _attend(
         until=until,
         moments=shared.moments,
     )
-    checkpoints = open_checkpoints(task.home / "checkpoints", keep=training.keep)
+    saved = hosts.shared(task.home) / "checkpoints"
+    checkpoints = open_checkpoints(saved, keep=training.keep)
     sinks: list[report.Sink] = []
 
     def open_writer(step: int) -> Writer:
@@ -207,7 +216,13 @@ def _attend(
         return Writer(sinks[0].write, sinks[0].flush)
 
     try:
-        fitted = yield from course(run, seat, checkpoints, open_writer, clock)
+        fitted = yield from probed(
+            shared.training_probes,
+            run,
+            seat,
+            checkpoints,
+            lambda checkpoints: course(run, seat, checkpoints, open_writer, clock),
+        )
     finally:
         checkpoints.close()
         for sink in sinks:
@@ -216,7 +231,9 @@ def _attend(
         return None
     result = _result(lab, task, shared, fitted, clock)
     write_json(task.home / _RESULT, result)
-    shutil.rmtree(task.home / "checkpoints", ignore_errors=True)
+    hosts.barrier()  # the leader's result is on disk, and no process reads checkpoints any more
+    if hosts.is_leader():
+        shutil.rmtree(saved, ignore_errors=True)
     return result
 
 
@@ -240,12 +257,7 @@ def _mirrors(lab: Lab, task: Task, shared: Shared) -> list[report.Sink]:
 
 def _result(lab: Lab, task: Task, shared: Shared, fitted: Fitted, clock: Clock) -> dict[str, Any]:
     member, tokens = task.member, lab.training.batch_size * lab.training.length
-    digest = adapt.save_delta(
-        task.home / "delta.safetensors",
-        jax.device_get(fitted.delta),
-        adapt=member.adapt,
-        base=lab.pretrained.fingerprint,
-    )
+    digest = _save_delta(lab, task, fitted.delta)
     speed = shared.slots * tokens / float(np.median(clock.seconds[1:])) if clock.seconds[1:] else None
     return {
         "method": member.method,
@@ -269,6 +281,18 @@ def _result(lab: Lab, task: Task, shared: Shared, fitted: Fitted, clock: Clock) 
         "pruned_at": fitted.paused_at,
         "delta_digest": digest,
     }
+
+
+def _save_delta(lab: Lab, task: Task, delta: Any) -> str:
+    """Write what was trained, once for all processes, and return its digest."""
+    whole, path = shard.fetch(delta), task.home / "delta.safetensors"
+    digest = hosts.agreed(
+        lambda: adapt.save_delta(path, whole, adapt=task.member.adapt, base=lab.pretrained.fingerprint)
+    )
+    if not hosts.is_leader():
+        path.unlink(missing_ok=True)
+        path.symlink_to(hosts.shared(path))
+    return digest
 
 
 def _last(home: Path, metric: str) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from adaptlab import tree
+from adaptlab import hosts, tree
 from adaptlab.flops import count_flops
 from adaptlab.source import cache_dir
 from adaptlab.study.folder import write_json
@@ -114,15 +114,15 @@ def decide(bench: Bench, count: int, folder: Path, replication: Replication) -> 
 def _measured(bench: Bench, count: int, replication: Replication) -> tuple[int, How]:
     """Return what was, or is now, measured to be fastest."""
     path = cache_dir() / "programs" / f"{bench.identity(count, replication)}.json"
-    if path.exists():
-        kept = json.loads(path.read_text())
+    if kept := hosts.agreed(lambda: json.loads(path.read_text()) if path.exists() else None):
         log.info("%s: %s, as measured before (%s)", bench.member.method, kept["how"], path)
         return kept["slots"], kept["how"]
     slots, how, seconds = _fastest(bench, replication.slots or count, replication)
     told = ", ".join(f"{t:.3f} s {among}" for among, t in seconds.items())
     log.info("%s: an update takes %s: %s", bench.member.method, told, how)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"slots": slots, "how": how, "seconds": seconds})
+    if hosts.is_leader():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"slots": slots, "how": how, "seconds": seconds})
     return slots, how
 
 
@@ -140,7 +140,8 @@ def _fastest(bench: Bench, wanted: int, replication: Replication) -> tuple[int, 
     def timed(slots: int, how: How) -> float:
         among = f"among {slots} by {how}"
         if among not in seconds:
-            seconds[among] = bench.seconds(bench.replicas(slots, how))
+            mine = bench.seconds(bench.replicas(slots, how))
+            seconds[among] = hosts.agreed(lambda: mine)
         return seconds[among]
 
     most = {how: _fit(bench, wanted, how, replication) for how in ("vmap", "map")}
@@ -156,7 +157,7 @@ def _fastest(bench: Bench, wanted: int, replication: Replication) -> tuple[int, 
 def _fit(bench: Bench, wanted: int, how: How, replication: Replication) -> int:
     """Return how many slots fit into memory, by the compiler's own account of a few."""
     wanted = _rounded(wanted, bench.replica)
-    limit = replication.memory_gib * _GIB if replication.memory_gib else _ROOM * _free_bytes()
+    limit = replication.memory_gib * _GIB if replication.memory_gib else _ROOM * hosts.agreed(_free_bytes)
     few = min(wanted, _FEW * bench.replica)
     base = max(tree.nbytes(bench.base), 1)
     each = max(1.0, (bench.replicas(few, how).memory_bytes - base) / (few / bench.replica))

@@ -3,7 +3,8 @@
 The order, for each step s from where the run stands up to its total T:
 
 1. every `measure_every` steps, and at T: measure the state before update s;
-2. every `save_every` steps before T: save that state;
+2. every `save_every` steps before T: save that state; if the process has been told to leave, save it now (without
+   measuring it first) and leave;
 3. at T, or if early stopping has seen enough, stop; otherwise draw batch s;
 4. dispatch update s;
 5. write the metrics of update s-1, which are done by now: the device never waits for the host.
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from adaptlab.preempt import Preempted, noticed
 from adaptlab.train.checkpoint import Checkpoints
 from adaptlab.train.program import Numbers, Program, device_numbers, scalar_put
 from adaptlab.train.step import TrainState, reading
@@ -190,13 +192,20 @@ def alone(
 def course(
     run: Run, seat: Seat, checkpoints: Checkpoints, open_writer: Callable[[int], Writer], clock: Clock
 ) -> Course:
-    """Return the course of a run, in the order above; see `fit`."""
+    """Return the course of a run, in the order above; see `fit`.
+
+    Raises:
+      Preempted: the process was told to leave, and the state is saved (`adaptlab.preempt`).
+    """
     numbers, seed = device_numbers(run.numbers, run.seed, run.base)
-    fresh = run.program.init(numbers, seed, run.base, run.moments)
-    restored = checkpoints.restore(fresh)
-    seat.put(fresh if restored is None else restored)
+    state = run.program.init(numbers, seed, run.base, run.moments)
+    if checkpoints.found():
+        # Only its shapes from here on: what is restored needs its memory.
+        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    restored = checkpoints.restore(state)
+    seat.put(state if restored is None else restored)
     start = 0 if restored is None else int(jax.device_get(restored.step))
-    del fresh, restored
+    del state, restored
     writer = open_writer(start)
     fitted = yield from _steps(run, seat, start, checkpoints, writer, numbers, clock)
     writer.flush()
@@ -222,9 +231,9 @@ def _steps(
         return bool(np.isfinite([metrics["loss"], metrics["grad_norm"]]).all())
 
     for step in range(start, end + 1):
-        pausing = step == end < run.total_steps
-        measuring = step == end or step % run.measure_every == 0
-        saving = start < step and (pausing or (step < end and step % run.save_every == 0))
+        pausing, leaving = step == end < run.total_steps, step < end and noticed()
+        measuring = (step == end or step % run.measure_every == 0) and not leaving
+        saving = start < step and (pausing or leaving or (step < end and step % run.save_every == 0))
         if measuring or saving:
             if not settle():
                 return Fitted(seat.get(), diverged_at=step - 1)
@@ -240,6 +249,8 @@ def _steps(
             clock.restart()
             if stopped:
                 return Fitted(seat.get(), stopped_at=step)
+        if leaving:
+            raise Preempted(f"told to leave at step {step}")
         if step == end:
             return Fitted(seat.get(), paused_at=step if pausing else None)
         metrics = yield Update(run.batches(step))

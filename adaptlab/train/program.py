@@ -13,7 +13,7 @@ from adaptlab.adapt import Adaptation, prepared
 from adaptlab.flops import count_flops
 from adaptlab.optim import eval_params
 from adaptlab.rng import key_for
-from adaptlab.shard import Placement, on, pin
+from adaptlab.shard import Placement, on, pin, put
 from adaptlab.train.objective import Loss, Term, make_objective
 from adaptlab.train.step import TrainState, init_state, make_step
 from adaptlab.train.stopping import EarlyStopping, Watch
@@ -157,15 +157,17 @@ def device_numbers(
       seed: the run's seed.
       beside: arrays; if they live on a mesh, the scalars do too, on every device of it.
     """
-    put = scalar_put(beside)
-    return {k: put(np.float32(v)) for k, v in numbers.items()}, put(np.uint32(seed))
+    there = scalar_put(beside)
+    return {k: there(np.float32(v)) for k, v in numbers.items()}, there(np.uint32(seed))
 
 
 def scalar_put(beside: Any) -> Callable[[np.generic], jax.Array]:
     """Return a function that puts scalars where arrays are: on every device of their mesh, if they have one."""
     sharding = next((getattr(x, "sharding", None) for x in jax.tree.leaves(beside)), None)
-    everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-    return lambda x: jax.device_put(x, everywhere)
+    if not isinstance(sharding, NamedSharding):
+        return jax.device_put
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return lambda x: put(x, everywhere)
 
 
 class Compiled(NamedTuple):

@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from adaptlab.shard import Placement
+from adaptlab import hosts
+from adaptlab.preempt import Preempted
+from adaptlab.shard import Placement, put
 from adaptlab.train.loop import Clock, Measure, Seat, Update
 from adaptlab.train.program import Numbers, Program, abstract_state, device_numbers, peak_bytes, scalar_put
 
@@ -110,7 +112,7 @@ def compile_replicas(
     flat = jax.tree.map(lambda x: over(x, PartitionSpec("replica")), (*scalars, jax.ShapeDtypeStruct((), bool)))
     batches = jax.tree.map(lambda x: over(x, PartitionSpec("replica", *placement.batch.spec)), batch)
     where = jax.tree.map(lambda x: x.sharding, states)
-    step = jax.jit(_stepper(program, how, placement), donate_argnums=2, out_shardings=(where, None))
+    step = jax.jit(_stepper(program, how, placement), donate_argnums=2, out_shardings=(where, placement.replicated))
     compiled = step.lower(flat[0], flat[1], states, flat[2], base, batches).compile()
     ours = jax.tree.map(lambda x: x.sharding, one)
     spread = _spreader(placement)
@@ -140,11 +142,11 @@ def _give(states: Any, slot: Any, state: Any) -> Any:
 
 
 def _spreader(placement: Placement) -> Callable[[Any], Any]:
-    def put(x: np.ndarray) -> jax.Array:
+    def one(x: np.ndarray) -> jax.Array:
         spec = PartitionSpec("replica", *placement.batch.spec) if x.ndim > 1 else PartitionSpec("replica")
-        return jax.device_put(x, NamedSharding(placement.mesh, spec))
+        return put(x, NamedSharding(placement.mesh, spec))
 
-    return lambda tree: jax.tree.map(put, tree)
+    return lambda tree: jax.tree.map(one, tree)
 
 
 def over_slots(one: Callable[[Any, Any], Any], how: How, placement: Placement) -> Callable[[Any, Any], Any]:
@@ -249,7 +251,8 @@ def fit_replicas(
 ) -> dict[int, Any | Exception]:
     """Run all works through the slots, as many at a time as there are, and return `{index: result}`.
 
-    A work that raises has its exception for a result; the others go on.
+    A work that raises has its exception for a result; the others go on. Once one is `Preempted`, those that wait for a
+    slot get none, and no result.
 
     Args:
       replicas: the compiled slots.
@@ -278,7 +281,10 @@ def fit_replicas(
         except StopIteration as end:
             results[index] = end.value
         except Exception as error:  # one run's failure is not the others'
-            results[index] = error
+            if isinstance(error, Preempted):  # the others that have begun save too; the rest need not begin
+                waiting.clear()
+            # Of many processes, all must have failed here: otherwise they are no longer in step.
+            results[index] = error if isinstance(error, Preempted) else hosts.common_outcome(error)
         if index in results:
             del taken[slot]
 
