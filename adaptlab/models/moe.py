@@ -51,8 +51,9 @@ class Experts(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         # Not a "kernel": patterns for matrices leave the router as it is unless they name it.
         router_DE = read(self, "router", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.experts), ("embed", None))
-        logits_BTE = leaf.dot(x_BTD.astype(jnp.float32), router_DE)
-        best_BTK, chosen_BTK = jax.lax.top_k(logits_BTE, self.active)
+        x_BTD = constrain(x_BTD, ("batch", "time", "embed"))
+        logits_BTE = constrain(leaf.dot(x_BTD.astype(jnp.float32), router_DE), ("batch", "time", None))
+        best_BTK, chosen_BTK = largest(logits_BTE, self.active)
         gate_BTK = jax.nn.softmax(best_BTK, axis=-1)
         record(self, "router", lambda: logits_BTE)
         record(self, "chosen", lambda: chosen_BTK)
@@ -103,9 +104,24 @@ class _Linears(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.experts, x.shape[-1], self.features)
-        kernel_EDF = read(self, "kernel", nn.initializers.normal(0.02), shape, ("experts", *self.axes))
+        kernel_EDF = read(self, "kernel", nn.initializers.normal(0.02), shape, ("experts", *self.axes), x.dtype)
         y = jax.vmap(lambda x, w: leaf.dot(x, w), in_axes=(0 if x.ndim == 4 else None, 0))(x, kernel_EDF)
         return constrain(y, ("experts", "expert_batch", self.along, self.axes[1]))
+
+
+def largest(logits_BTE: jax.Array, active: int) -> tuple[jax.Array, jax.Array]:
+    """Return the K largest logits and their experts, `[B, T, K]`; of equal ones the first.
+
+    K times the maximum, and not `jax.lax.top_k`, for which a partitioner may gather the whole batch.
+    """
+    left_BTE, best, chosen = jax.lax.stop_gradient(logits_BTE), [], []
+    for _ in range(active):
+        expert_BT = jnp.argmax(left_BTE, axis=-1).astype(jnp.int32)
+        here_BTE = expert_BT[..., None] == jnp.arange(logits_BTE.shape[-1]).reshape(1, 1, -1)
+        best.append(jnp.sum(jnp.where(here_BTE, logits_BTE, 0.0), axis=-1))
+        chosen.append(expert_BT)
+        left_BTE = jnp.where(here_BTE, -jnp.inf, left_BTE)
+    return jnp.stack(best, axis=-1), jnp.stack(chosen, axis=-1)
 
 
 def capacity(length: int, experts: int, active: int, factor: float) -> int:
