@@ -55,6 +55,7 @@ def test_there_is_a_yaml_for_each_part_of_a_study():
         "experiment",
         "form",
         "groups",
+        "hosts",
         "launch",
         "law",
         "mesh",
