@@ -4,13 +4,14 @@ Letters: L layers, H heads, K head width, T queries, S keys.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adaptlab import leaf, tree
+from adaptlab.config import GIVEN
 from adaptlab.measure.measurement import Measurement
 from adaptlab.models import Model
 from adaptlab.rng import key_for
@@ -43,7 +44,7 @@ def number_of_heads(model: Model, params: Any) -> tuple[int, int]:
     return found.shape[0], found.shape[2]
 
 
-def attention_pattern(model: Model, heads: tuple[int, int]) -> Measurement:
+def attention_pattern(model: Annotated[Model, GIVEN], heads: Annotated[tuple[int, int], GIVEN]) -> Measurement:
     """Measure where each head looks, on average over the queries that are not padding.
 
     With p_s the probability that a query at t gives to the key at s:
@@ -123,7 +124,9 @@ class _Losses(NamedTuple):
     weight: jax.Array
 
 
-def head_ablation(loss: Loss, heads: tuple[int, int], *, chunk: int = 8, out: str = _OUT) -> Measurement:
+def head_ablation(
+    loss: Annotated[Loss, GIVEN], heads: Annotated[tuple[int, int], GIVEN], *, chunk: int = 8, out: str = _OUT
+) -> Measurement:
     """Measure what the loss rises by when one head's output is zero (arXiv:1905.10650, sec. 3.2), exactly.
 
     The metrics are `heads/ablation/<layer>/<head>`, in the loss's unit (nats per token), and `heads/loss`, with all
@@ -157,7 +160,9 @@ def head_ablation(loss: Loss, heads: tuple[int, int], *, chunk: int = 8, out: st
     return Measurement(lambda: _Losses(jnp.zeros(heads), jnp.zeros(()), jnp.zeros(())), update, finish)
 
 
-def head_importance(loss: Loss, heads: tuple[int, int], *, out: str = _OUT) -> Measurement:
+def head_importance(
+    loss: Annotated[Loss, GIVEN], heads: Annotated[tuple[int, int], GIVEN], *, out: str = _OUT
+) -> Measurement:
     """Measure the gradient proxy of `head_ablation`, I_h = E_x |∂L(x) / ∂ξ_h| (arXiv:1905.10650, eq. 2).
 
     ξ_h multiplies head h's output and is 1; x is a row of a batch and L(x) the mean loss over its targets (the paper's

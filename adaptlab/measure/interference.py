@@ -1,12 +1,13 @@
 """Do two tasks pull on the same weights, and in which direction? Gradients of two domains, and Fisher informations."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from adaptlab import tree
+from adaptlab.config import GIVEN
 from adaptlab.measure.by_layer import Groups, cosine, layer_dot, named_by_layer, summed_by_layer, with_all
 from adaptlab.rng import key_for
 
@@ -34,7 +35,11 @@ def gradient_cosine(a: Any, b: Any) -> Groups:
 
 
 def make_interference_probe(
-    objective: Objective, domains: Mapping[str, Iterable[Any]], target: str, *, seed: int = 0
+    objective: Annotated[Objective, GIVEN],
+    domains: Annotated[Mapping[str, Iterable[Any]], GIVEN],
+    target: Annotated[str, GIVEN],
+    *,
+    seed: int = 0,
 ) -> Callable[[Any, Any], dict[str, float]]:
     """Return `probe(delta, base) -> {metric: value}`: the target's gradient g beside that h of each other domain.
 

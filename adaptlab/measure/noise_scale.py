@@ -5,13 +5,14 @@ Letters: N batches, M parts of a batch.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adaptlab import tree
+from adaptlab.config import GIVEN
 from adaptlab.measure.measurement import Measurement
 from adaptlab.rng import key_for
 
@@ -33,7 +34,9 @@ class _Sums(NamedTuple):
     signal_noise: jax.Array
 
 
-def gradient_noise(objective: Objective, parts: int, *, level: float = 0.95, seed: int = 0) -> Measurement:
+def gradient_noise(
+    objective: Annotated[Objective, GIVEN], parts: int, *, level: float = 0.95, seed: int = 0
+) -> Measurement:
     """Measure the simple noise scale B = tr Σ / |G|² (arXiv:1812.06162, eq. 2.9).
 
     G is the gradient of the mean loss over all data and Σ the covariance of one example's gradient. A batch of weight W

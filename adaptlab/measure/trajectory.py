@@ -205,8 +205,8 @@ def measured_path(
 def make_path_probe(path: Path, bind: Callable[..., Any]) -> Callable[..., dict[str, float]]:
     """Return `probe(*args) -> {metric: value}`, which remembers the points it has seen.
 
-    Arguments are those of `bind`, the base second to last. A probe's memory is not part of a checkpoint: a run that is
-    resumed begins a new path there. Whoever needs one path folds `weight_path` over saved deltas (`measured_path`).
+    Arguments are those of `bind`, the base second to last. The probe's memory is its own: what is resumed elsewhere
+    begins a new path there. A study keeps it in its runs' checkpoints (`adaptlab.study.training_probes`).
 
     Args:
       path: see `weight_path`.

@@ -39,6 +39,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "search_value",
             "with_fresh_text",
         ],
-        "settings": ["Base", "HeldOut", "Measured", "Method", "Replication", "Training", "Wandb"],
+        "settings": ["Base", "HeldOut", "Measured", "Method", "Probed", "Replication", "Training", "Wandb"],
     },
 )

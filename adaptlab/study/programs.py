@@ -16,6 +16,7 @@ from adaptlab.study.lab import Lab
 from adaptlab.study.members import Member, method_program
 from adaptlab.study.probes import run_probe, slots_probe
 from adaptlab.study.settings import Replication
+from adaptlab.study.training_probes import TrainingProbes, training_probes
 from adaptlab.study.trials import Bench, decide
 from adaptlab.train import (
     Program,
@@ -45,6 +46,7 @@ class Shared(NamedTuple):
       flops: of one run's step.
       memory_bytes: what a step needs at its peak on one device, all slots together.
       seconds: how long compiling took.
+      training_probes: what else its members measure, see `training_probes`.
     """
 
     program: Program
@@ -56,6 +58,7 @@ class Shared(NamedTuple):
     flops: int
     memory_bytes: int
     seconds: float
+    training_probes: TrainingProbes | None = None
 
     @property
     def slots(self) -> int:
@@ -135,14 +138,15 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     scalars = device_numbers(members[0].numbers, members[0].seed, lab.params)
     base = program.prepare(scalars[0], lab.params)
     _log_groups(lab, program, base, members[0], moments)
-    probe = run_probe(lab, program, base)
+    probe, more = run_probe(lab, program, base), training_probes(lab, program, base)
     bench = Bench(lab, program, base, members[0], moments)
     slots, how = decide(bench, len(members), folder, replication)
     if how == "alone":
         compiled = compile_program(program, *scalars, base, lab.put(bench.batch), moments)
         log.info("%s: compiled in %.1f s", members[0].method, compiled.seconds)
         return Shared(
-            compiled.program, base, None, probe, None, moments, compiled.flops, compiled.memory_bytes, compiled.seconds
+            *(compiled.program, base, None, probe, None, moments),
+            *(compiled.flops, compiled.memory_bytes, compiled.seconds, more),
         )
     replicas = bench.replicas(slots, how)
     log.info(
@@ -151,7 +155,7 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     )
     return Shared(
         *(program, base, replicas, probe, slots_probe(lab, program, base, replicas.how), moments),
-        *(bench.flops(), replicas.memory_bytes, replicas.seconds),
+        *(bench.flops(), replicas.memory_bytes, replicas.seconds, more),
     )
 
 

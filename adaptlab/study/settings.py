@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from adaptlab.train import Duration
 
-__all__ = ["Base", "HeldOut", "Measured", "Method", "Replication", "Training", "Wandb"]
+__all__ = ["Base", "HeldOut", "Measured", "Method", "Probed", "Replication", "Training", "Wandb"]
 
 Call = dict[str, Any]
 """A config node with `_target_`: a factory and its arguments."""
@@ -114,15 +114,38 @@ class HeldOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is measured besides held-out text.
+class Probed:
+    """What is measured while training besides held-out text, at the same steps; null measures nothing.
+
+    conf/measure has a file for each, and what it costs. How their metrics are named: `adaptlab.study.training_probes`.
 
     Attributes:
-      updates: of updates while training, see `adaptlab.measure.measured_updates`; null measures nothing.
-      final: of updates after training, see `adaptlab.study.FinalUpdates`; null measures nothing.
+      updates: of updates, see `adaptlab.measure.measured_updates`.
+      trajectory: of the path through weight space, see `adaptlab.measure.weight_path`.
+      drift: of hidden states beside the base's, see `adaptlab.measure.representation_drift` and `minibatch_cka`.
+      heads: of attention heads, see `adaptlab.measure.attention_pattern`, `head_ablation` and `head_importance`.
+      interference: of the gradients of other domains, see `adaptlab.measure.make_interference_probe`.
+      noise_scale: of the gradient's noise, see `adaptlab.measure.gradient_noise`.
+      stability: of the sharpness, see `adaptlab.measure.curvature.make_sharpness_probe`.
     """
 
     updates: Call | None = None
+    trajectory: Call | None = None
+    drift: Call | None = None
+    heads: Call | None = None
+    interference: Call | None = None
+    noise_scale: Call | None = None
+    stability: Call | None = None
+
+
+@dataclass(frozen=True)
+class Measured(Probed):
+    """What is measured while training, and after it.
+
+    Attributes:
+      final: of updates after training, see `adaptlab.study.FinalUpdates`; null measures nothing.
+    """
+
     final: Call | None = None
 
 

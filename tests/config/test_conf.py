@@ -58,6 +58,7 @@ def test_there_is_a_yaml_for_each_part_of_a_study():
         "hosts",
         "launch",
         "law",
+        "measure",
         "mesh",
         "method",
         "optim",

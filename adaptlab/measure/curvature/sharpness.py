@@ -7,14 +7,14 @@ change when layers are rescaled so that the network's function stays the same (a
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adaptlab import tree
-from adaptlab.config import Traced
+from adaptlab.config import GIVEN, Traced
 from adaptlab.measure.curvature.lanczos import bottom_eigenpairs, lambda_max, top_eigenpairs
 from adaptlab.measure.curvature.operators import Batches, Operator, at_once, block, stack_batches
 from adaptlab.measure.curvature.products import Objective, hessian, objective_key, summed
@@ -226,7 +226,12 @@ def adam_preconditioner(opt_state: Any, theta: Any, *, b1: Any = 0.9, b2: Any = 
 
 
 def make_sharpness_probe(
-    objective: Objective, batches: Batches | Sequence[Any], *, key: jax.Array, k: int = 1, **settings: Any
+    objective: Annotated[Objective, GIVEN],
+    batches: Annotated[Batches | Sequence[Any], GIVEN],
+    *,
+    key: Annotated[jax.Array, GIVEN],
+    k: int = 1,
+    **settings: Any,
 ) -> Callable[[Any, Any], dict[str, float]]:
     """Return `probe(delta, base) -> {"lambda_max", "lambda_2", …, "lambda_max_residual"}`, for use while training.
 

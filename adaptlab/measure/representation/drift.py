@@ -1,12 +1,13 @@
 """How far a tuned model's hidden states have drifted from the base's, layer by layer, on the same text."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adaptlab.config import GIVEN
 from adaptlab.measure.measurement import Measurement
 from adaptlab.measure.representation import indices
 from adaptlab.measure.representation.moments import Moments, moments_of, zero_moments
@@ -78,7 +79,7 @@ def _shape(model: Model) -> tuple[int, int]:
 
 
 def representation_drift(
-    model: Model,
+    model: Annotated[Model, GIVEN],
     *,
     metrics: Sequence[str] = ("cka", "debiased_cka", "procrustes"),
     layers: Sequence[int] | None = None,
@@ -121,7 +122,7 @@ def representation_drift(
     return Measurement(lambda: zero_moments(len(numbers), width), update, finish)
 
 
-def minibatch_cka(model: Model, *, layers: Sequence[int] | None = None, skip: int = 0) -> Measurement:
+def minibatch_cka(model: Annotated[Model, GIVEN], *, layers: Sequence[int] | None = None, skip: int = 0) -> Measurement:
     """Measure debiased linear CKA by minibatches (arXiv:2010.15327, eq. 2), `hidden/minibatch_cka/<layer>`.
 
         Σ_b HSIC₁(X_b, Y_b) / (√Σ_b HSIC₁(X_b, X_b) √Σ_b HSIC₁(Y_b, Y_b))
