@@ -1,6 +1,6 @@
 """What one process has of global arrays: host arrays in, host arrays out. On one process, plain `jax.device_put`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -71,8 +71,13 @@ def _callback(shape: tuple[int, ...], sharding: NamedSharding, read: Callable[[I
         return jax.make_array_from_callback(shape, sharding, part)
 
 
-def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
-    """Return which of the rows `0 … rows-1` of a leading axis this process's devices hold, ascending.
+def local_rows(sharding: NamedSharding, rows: int, devices: Iterable[jax.Device] | None = None) -> np.ndarray:
+    """Return which of the rows `0 … rows-1` of a leading axis a process's devices hold, ascending.
+
+    Args:
+      sharding: of the axis.
+      rows: its length.
+      devices: the devices; None means those of this process.
 
     Raises:
       ValueError: the mesh does not divide the rows.
@@ -82,8 +87,9 @@ def local_rows(sharding: NamedSharding, rows: int) -> np.ndarray:
             f"a batch of {rows} rows does not divide over the {parts} parts of {sharding.spec}; choose a batch size "
             f"that is a multiple of {parts}, or other sizes of the mesh."
         )
-    held = [index or (slice(None),) for index in sharding.addressable_devices_indices_map((rows,)).values()]
-    return np.unique(np.concatenate([np.arange(rows)[index[0]] for index in held]))
+    mine = set(sharding.addressable_devices if devices is None else devices)
+    held = [index[0] for device, index in sharding.devices_indices_map((rows,)).items() if device in mine]
+    return np.unique(np.concatenate([np.arange(rows)[part] for part in held]))
 
 
 def _parts(sharding: NamedSharding) -> int:
