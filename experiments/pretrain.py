@@ -10,6 +10,7 @@ that starts them afresh.
 
     python -m experiments.pretrain                              up to 13 minutes on two cores, once
     python -m experiments.pretrain out=bases/wide model.width=384 model.heads=12 training.duration.steps=2000
+    python -m experiments.pretrain experiment=pretrain_moe      the same with a mixture of experts
     python -m experiments.forgetting base=small                 a study of it
 """
 
@@ -27,6 +28,8 @@ class Study:
     Attributes:
       model: its sizes.
       domains: the corpora to learn from, by name.
+      loss: the loss's factory; null is `adaptlab.models.language_modelling` as it is.
+      capacity_factor: of a mixture of experts (`adaptlab.models.mixtral`); null drops no token.
       optim: the optimiser.
       seed: of the weights and of the order of the text.
       training: how long, on how much at a time.
@@ -40,6 +43,8 @@ class Study:
 
     model: dict[str, Any]
     domains: dict[str, dict[str, Any]]
+    loss: dict[str, Any] | None
+    capacity_factor: float | None
     optim: dict[str, Any]
     seed: int
     training: dict[str, Any]
@@ -58,7 +63,17 @@ def main(study: Study, folder: Path) -> float:
     shape, training, held_out, mesh = map(
         al.config.instantiate, (study.model, study.training, study.held_out, study.mesh)
     )
-    work = al.study.open_pretraining(shape, study.domains, training, held_out, mesh, study.seed, folder)
+    work = al.study.open_pretraining(
+        shape,
+        study.domains,
+        training,
+        held_out,
+        mesh,
+        study.seed,
+        folder,
+        loss=study.loss,
+        capacity_factor=study.capacity_factor,
+    )
 
     # One run, of all weights. It measures every domain's held-out text every few steps.
     results = al.study.pretrain(work, study.optim, folder, study.wandb)

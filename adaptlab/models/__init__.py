@@ -8,7 +8,7 @@ from adaptlab.models.losses import classification, cross_entropy, language_model
 from adaptlab.models.mixtral import MixtralShape, mixtral
 from adaptlab.models.mlp import mlp
 from adaptlab.models.model import Model, Pretrained, Slot
-from adaptlab.models.pretrained import pretrained, save_hf
+from adaptlab.models.pretrained import from_shape, pretrained, save_hf
 from adaptlab.models.quantize import Quantization, quantize, quantized
 from adaptlab.models.stack import REMAT_POLICIES
 
@@ -26,6 +26,7 @@ __all__ = [
     "bert_classifier",
     "classification",
     "cross_entropy",
+    "from_shape",
     "gpt2",
     "language_modelling",
     "llama",

@@ -26,6 +26,7 @@ class Family(NamedTuple):
       unread: a regular expression of whole tensor names that a checkpoint may hold and our model does not need.
       classifier: `(shape, *, classes, pooling, **options) -> Model`, or None.
       read_gguf: `(header, tensor names and shapes) -> shape`, or None: not read from GGUF.
+      routed: whether it is a mixture of experts, whose model takes a `capacity_factor`.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Family(NamedTuple):
     unread: str = ""
     classifier: Callable[..., Model] | None = None
     read_gguf: Callable[[Callable[..., Any], Mapping[str, tuple[int, ...]]], Any] | None = None
+    routed: bool = False
 
 
 def refuse(asked: Mapping[str, Any], where: Path, name: str) -> None:

@@ -69,4 +69,5 @@ MIXTRAL = Family(
     entries=_entries,
     context=lambda config: config.get("max_position_embeddings", 131_072),
     unread=LLAMA.unread,
+    routed=True,
 )

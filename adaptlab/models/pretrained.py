@@ -25,7 +25,7 @@ from adaptlab.models.weights import Entry, assemble, disassemble
 from adaptlab.rng import key_for
 from adaptlab.source import Source
 
-__all__ = ["FAMILIES", "pretrained", "save_hf"]
+__all__ = ["FAMILIES", "from_shape", "pretrained", "save_hf"]
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def pretrained(
     pooling: Literal["cls", "mean"] | None = None,
     classes: Annotated[int | None, GIVEN] = None,
     head_seed: int = 0,
+    capacity_factor: float | None = None,
 ) -> Pretrained:
     """Return the model that a file describes; its weights are read when `load` is called.
 
@@ -70,13 +71,17 @@ def pretrained(
       classes: give an encoder a linear head over so many classes: the file's own if it has one of that size, or else
         a new one.
       head_seed: the seed of a new head. It belongs to the base, so that every method and every run starts from it.
+      capacity_factor: of a mixture of experts, see `mixtral`.
 
     Raises:
-      ValueError: neither format, an architecture that adaptlab does not have, or a head or pooling for a decoder.
+      ValueError: neither format, an architecture that adaptlab does not have, a head or pooling for a decoder, or a
+        capacity for a model without experts.
     """
     path = Path(source.fetch())
     opened = _open_gguf(path) if path.suffix == ".gguf" else _open_hf(path)
-    model = _model(opened, pooling, classes, path, dtype=dtype, remat=remat, unroll=unroll, attention=attention)
+    options = {"dtype": dtype, "remat": remat, "unroll": unroll, "attention": attention}
+    options |= _routing(opened.family, capacity_factor)
+    model = _model(opened, pooling, classes, path, **options)
 
     def load() -> Any:
         expected = jax.eval_shape(model.init, jax.random.key(0))
@@ -100,6 +105,31 @@ def _model(opened: _Opened, pooling: str | None, classes: int | None, path: Path
     return family.model(opened.shape, **({"pooling": pooling} if family.classifier else {}), **options)
 
 
+def from_shape(shape: Any, *, capacity_factor: float | None = None, **options: Any) -> Model:
+    """Return the model of a shape, whose class says which family it is.
+
+    Args:
+      shape: the sizes, e.g. a `LlamaShape` or a `MixtralShape`.
+      capacity_factor: of a mixture of experts, see `mixtral`.
+      options: what all families take, see `llama`.
+
+    Raises:
+      ValueError: a capacity for a model without experts.
+    """
+    family = _family_of(shape)
+    return family.model(shape, **options, **_routing(family, capacity_factor))
+
+
+def _routing(family: Family, capacity_factor: float | None) -> dict[str, float]:
+    if capacity_factor is not None and not family.routed:
+        raise ValueError(f"capacity_factor={capacity_factor}: a {family.name!r} has no experts; leave it None.")
+    return {} if capacity_factor is None else {"capacity_factor": capacity_factor}
+
+
+def _family_of(shape: Any) -> Family:
+    return next(family for family in FAMILIES.values() if isinstance(shape, family.shape))
+
+
 def save_hf(folder: str | Path, shape: Any, params: Any, context: int) -> None:
     """Write plain (merged) weights as a folder that transformers' `from_pretrained` reads.
 
@@ -114,7 +144,7 @@ def save_hf(folder: str | Path, shape: Any, params: Any, context: int) -> None:
     """
     from safetensors.numpy import save_file
 
-    family = next(family for family in FAMILIES.values() if isinstance(shape, family.shape))
+    family = _family_of(shape)
     if getattr(shape, "context", context) != context:
         raise ValueError(f"context={context}, but the model has learned {shape.context} positions: save it with those.")
     config, prefix = family.write(shape, context, {p: np.shape(x) for p, x in tree.flatten(params).items()})

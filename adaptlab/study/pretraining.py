@@ -31,6 +31,7 @@ class Pretraining(NamedTuple):
     Attributes:
       shape: the model's sizes.
       model: its functions.
+      loss: what is trained for.
       params: its random weights, on their devices.
       placement: the mesh and its rules.
       held_out: `{domain: batches}`, on their devices.
@@ -42,8 +43,9 @@ class Pretraining(NamedTuple):
       corpora: what the passport says of the text.
     """
 
-    shape: models.LlamaShape
+    shape: models.LlamaShape | models.MixtralShape
     model: models.Model
+    loss: train.Loss
     params: Any
     placement: shard.Placement
     held_out: dict[str, list[data.Batch]]
@@ -72,13 +74,16 @@ class Pretraining(NamedTuple):
 
 
 def open_pretraining(
-    shape: models.LlamaShape,
+    shape: models.LlamaShape | models.MixtralShape,
     domains: Mapping[str, Mapping[str, Any]],
     training: Training,
     held_out: HeldOut,
     mesh: jax.sharding.Mesh,
     seed: int,
     folder: Path,
+    *,
+    loss: Mapping[str, Any] | None = None,
+    capacity_factor: float | None = None,
 ) -> Pretraining:
     """Learn the tokenizer (once a folder), load the text and draw the weights.
 
@@ -93,6 +98,8 @@ def open_pretraining(
       mesh: the devices.
       seed: of the weights and of the order of the text.
       folder: the base's.
+      loss: the loss's config; None is `adaptlab.models.language_modelling` as it is.
+      capacity_factor: of a mixture of experts, see `adaptlab.models.mixtral`.
 
     Raises:
       ConfigError: the batch cannot be shared evenly by the domains.
@@ -107,7 +114,7 @@ def open_pretraining(
     loaded = {name: _domain(corpus, tokenizer, training, held_out) for name, corpus in corpora.items()}
     rows = {name: len(domain.train.tokens) for name, domain in loaded.items()}
     log.info("rows of %d tokens to train on: %s", training.length, rows)
-    model = models.llama(shape)
+    model = models.from_shape(shape, capacity_factor=capacity_factor)
     placement = shard.Placement(mesh, model.axes())
     key = rng.key_for(seed, "pretrain/init")
     where = placement.shardings(placement.axes, jax.eval_shape(model.init, key))
@@ -115,6 +122,7 @@ def open_pretraining(
     return Pretraining(
         shape=shape,
         model=model,
+        loss=config.instantiate(loss, model=model) if loss else models.language_modelling(model),
         params=jax.jit(model.init, out_shardings=where)(key),
         placement=placement,
         held_out={name: [shard.put(x, placement.batch) for x in batches] for name, batches in fixed.items()},
@@ -208,7 +216,7 @@ def _compile(work: Pretraining, skeleton: Any, numbers: Mapping[str, float]) -> 
         return config.instantiate(config.fill(skeleton, values), total_steps=work.total_steps)
 
     program = train.make_program(
-        lambda _: models.language_modelling(work.model),
+        lambda _: work.loss,
         lambda _: adapt.full(),
         optimizer,
         accumulate=work.training.accumulate,
