@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from adaptlab import leaf, tree
-from adaptlab.shard import computing_placement, constrain, constrain_rest
+from adaptlab.shard import computing_placement, constrain, constrain_rest, gather
 
 __all__ = [
     "ACTIVATIONS",
@@ -99,7 +99,7 @@ def gathered(weight: Any, axes: tuple[str | None, ...], dtype: Any = None) -> An
         x = constrain_rest(x, names)
         if plain and dtype is not None:
             x = x.astype(dtype)
-        return checkpoint_name(constrain(x, names), GATHERED)
+        return checkpoint_name(gather(x, names), GATHERED)
 
     return leaf.map_arrays(travel, weight, axes)
 

@@ -3,10 +3,10 @@
 XLA's partitioner derives the rest from where arrays rest and from what layers say of their activations and weights.
 """
 
-from adaptlab.shard.computing import computing, computing_placement, constrain, constrain_rest, on, pin
-from adaptlab.shard.local import Stored, fetch, local_rows, put, put_rows
+from adaptlab.shard.computing import computing, computing_placement, constrain, constrain_rest, gather, on, pin
+from adaptlab.shard.local import Stored, fetch, local_rows, place, put, put_rows
 from adaptlab.shard.mesh import AXES, make_mesh
-from adaptlab.shard.placement import COMPUTE, REST, Placement, Rules, mesh_axes, place
+from adaptlab.shard.placement import COMPUTE, REST, Placement, Rules, mesh_axes
 
 __all__ = [
     "AXES",
@@ -20,6 +20,7 @@ __all__ = [
     "constrain",
     "constrain_rest",
     "fetch",
+    "gather",
     "local_rows",
     "make_mesh",
     "mesh_axes",

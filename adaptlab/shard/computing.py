@@ -9,9 +9,10 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from adaptlab.shard.moving import move
 from adaptlab.shard.placement import Placement, Rules, mesh_axes
 
-__all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "on", "pin"]
+__all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "gather", "on", "pin"]
 
 _COMPUTING: ContextVar[Placement | None] = ContextVar("computing", default=None)
 
@@ -79,18 +80,33 @@ def pin(arrays: Any, shardings: Any) -> Any:
     return jax.tree.map(one, arrays, shardings)
 
 
+def gather(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
+    """Bring a weight from where it rests to where it computes. Its gradient goes straight to where it rests."""
+    placement = computing_placement()
+    if placement is None:
+        return x
+    there, back = (_sharding(x, names, placement, rules) for rules in (placement.compute, placement.rest))
+    return x if there is None or back is None else move(x, there, back)
+
+
 def _constrained(x: jax.Array, names: Sequence[str | None], placement: Placement, rules: Rules) -> jax.Array:
+    sharding = _sharding(x, names, placement, rules)
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
+
+
+def _sharding(x: jax.Array, names: Sequence[str | None], placement: Placement, rules: Rules) -> NamedSharding | None:
+    """Where an array is by some rules; None if there is but one place."""
     mesh, manual = _here(placement.mesh)
     sizes = {axis: size for axis, size in placement.mesh.shape.items() if size > 1 and axis not in manual}
     if not sizes:
-        return x
+        return None
     if unknown := [n for n in names if n is not None and n not in rules]:
         raise ValueError(f"no rule for the logical axes {unknown} of {names}; rules exist for {sorted(rules)}.")
     spec = [_part(name, size, rules, sizes) for name, size in zip(names, x.shape, strict=True)]
     used = [axis for part in spec if isinstance(part, tuple) for axis in part]
     if len(set(used)) < len(used):
         raise ValueError(f"two of the axes {tuple(names)} are on one mesh axis while computing ({spec}).")
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def _here(mesh: Any) -> tuple[Any, frozenset[str]]:
