@@ -10,6 +10,7 @@ import jinja2
 from adaptlab.report import words
 from adaptlab.report.captions import captions
 from adaptlab.report.figures import render
+from adaptlab.report.probe_figures import probe_captions
 from adaptlab.report.update_captions import update_captions
 
 __all__ = ["facts", "render_html"]
@@ -91,7 +92,7 @@ def _environment() -> jinja2.Environment:
 
 def _embed(figures: Mapping[str, Any], summary: Mapping[str, Any]) -> list[dict[str, str]]:
     """Figures as data: an `img` keeps the identifiers inside one SVG out of the others' way."""
-    said = captions(summary) | update_captions(summary)
+    said = captions(summary) | probe_captions(summary) | update_captions(summary)
     return [
         {
             "name": name,
