@@ -220,7 +220,7 @@ def _counted(computations: Mapping[str, Computation], entry: str) -> Module:
 
 
 def _trips(loop: Instruction, around: Computation, computations: Mapping[str, Computation]) -> int | None:
-    """How often a loop runs: XLA says it, or its condition compares a counter of step 1 with a constant."""
+    """How often a loop runs: XLA says it, or its condition compares a counter with a constant."""
     if found := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(found.group(1))
     condition = computations[loop.called("condition")[0]]
@@ -230,18 +230,35 @@ def _trips(loop: Instruction, around: Computation, computations: Mapping[str, Co
     compares = [i.attributes for i in inside if i.opcode == "compare"]
     if len(bounds) != 1 or len(compares) != 1 or not re.search("direction=L[TE]", compares[0]):
         return None
-    first = _first(loop, around, condition)
-    return bounds[0] + ("direction=LE" in compares[0]) - first
+    index = _counter(condition)
+    span = bounds[0] + ("direction=LE" in compares[0]) - _first(loop, around, index)
+    return -(-span // _stride(computations[loop.called("body")[0]], index))
 
 
-def _first(loop: Instruction, around: Computation, condition: Computation) -> int:
-    """Where the counter of a loop starts: 0, but for a loop whose first turn was taken out of it."""
+def _counter(condition: Computation) -> int | None:
+    """Which element of a loop's state its condition reads, if it is one."""
     reads = [i for i in condition.instructions.values() if i.opcode == "get-tuple-element" and i.shapes[0].dims == ()]
     index = re.search(r"index=(\d+)", reads[0].attributes) if len(reads) == 1 else None
+    return int(index.group(1)) if index else None
+
+
+def _stride(body: Computation, index: int | None) -> int:
+    """By how much the counter grows: 1, but 2 for a product in windows whose body does two of them."""
+    end = body.instructions[body.root]
+    if index is None or end.opcode != "tuple":
+        return 1
+    grown = body.instructions[end.operands[index]]
+    added = [body.instructions[name] for name in grown.operands if grown.opcode == "add"]
+    steps = [int(i.inside) for i in added if i.opcode == "constant" and re.fullmatch(r"\d+", i.inside)]
+    return max(1, steps[0]) if len(steps) == 1 else 1
+
+
+def _first(loop: Instruction, around: Computation, index: int | None) -> int:
+    """Where the counter of a loop starts: 0, but for a loop whose first turn was taken out of it."""
     start = around.instructions.get(loop.operands[0])
     if index is None or start is None or start.opcode != "tuple":
         return 0
-    one = around.instructions[start.operands[int(index.group(1))]]
+    one = around.instructions[start.operands[index]]
     while one.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
         one = around.instructions[one.operands[0]]
     return int(one.inside) if one.opcode == "constant" and re.fullmatch(r"-?\d+", one.inside) else 0
