@@ -1,4 +1,4 @@
-"""The rows of the laws' table for BERT and GPT-2, and which adaptations run on them by default."""
+"""The rows of the laws' table for BERT, GPT-2 and Mixtral, and which adaptations run on them by default."""
 
 import math
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptlab.adapt import bottleneck, prefix, prompt, selected
 from adaptlab.data import LabelledBatch
-from adaptlab.models import BertShape, GPT2Shape, bert_classifier, gpt2
+from adaptlab.models import BertShape, GPT2Shape, MixtralShape, bert_classifier, gpt2, mixtral
 from adaptlab.models.losses import classification, language_modelling
 from tests.laws import slots
 
@@ -20,9 +20,11 @@ BERT = ("bert_classifier",)
 DEFAULT = {
     "bert_classifier": ("full", "lora", "prompt_encoder"),
     "gpt2": ("lora_embedding",),
+    "mixtral": (),
 }
-"""The adaptations that run on a model by default. What these two add to the Llamas are biases, learned positions, layer
-norms with a bias, an encoder's mask and a head over one vector a text; the other cells run with `slow`."""
+"""The adaptations that run on a model by default. What the first two add to the Llamas are biases, learned positions,
+layer norms with a bias, an encoder's mask and a head over one vector a text; the other cells run with `slow`. (Of Mixtral,
+`tests/models/test_mixtral.py` has by default what its experts add.)"""
 
 
 def repeated(adaptations: Mapping[str, Any]) -> set[tuple[str, str]]:
@@ -76,6 +78,8 @@ def rows(row: Any, text_batch: Any, n_rows: int, length: int, vocabulary: int) -
     """Return `{name: row}`; `row` is `ModelRow`, `text_batch` a decoder's batches."""
     classifier = bert_classifier(BertShape(vocabulary, **SIZES), classes=CLASSES)
     decoder = gpt2(GPT2Shape(vocabulary, **SIZES))
+    sizes = MixtralShape(vocabulary, 16, 2, 4, kv_heads=2, head_width=6, ffn_width=20, experts=4, active=2)
+    experts = mixtral(sizes, capacity_factor=1.25)
     paths = {
         "matrices": "layers/.*/kernel",
         "some_matrices": "layers/attention/.*/kernel",
@@ -98,5 +102,14 @@ def rows(row: Any, text_batch: Any, n_rows: int, length: int, vocabulary: int) -
             ),
             text_batch,
             **paths,
+        ),
+        "mixtral": row(
+            experts,
+            language_modelling(experts, balance=0.1, router_z=0.01),
+            lambda params, batch: experts.apply(
+                params, batch.tokens, segments=batch.segments, positions=batch.positions
+            ),
+            text_batch,
+            **paths | {"vectors": ".*/(scale|router)"},
         ),
     }

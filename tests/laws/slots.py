@@ -109,7 +109,9 @@ def fusions(shapes: Shapes) -> int:
 def rows(row: Any) -> dict[str, Any]:
     """Return `{name: row}`; `row` is `AdaptationRow`."""
     return {
-        "ia3": row(lambda m, alpha: ia3(output=m.matrices, input=m.some_matrices), scaled_ends, only=("mlp", *LLAMA)),
+        "ia3": row(
+            lambda m, alpha: ia3(output=m.matrices, input=m.some_matrices), scaled_ends, only=("mlp", "mixtral", *LLAMA)
+        ),
         "houlsby": row(
             lambda m, alpha: bottleneck(R, scale=alpha, slots=m.model.slots()),
             bottlenecks(2),

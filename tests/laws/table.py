@@ -240,7 +240,7 @@ ADAPTATIONS = {
     "qlora": AdaptationRow(
         lambda m, alpha: lora(RANK, alpha=alpha, select=m.matrices),
         lambda shapes: low_rank(shapes, BODY),
-        only=("llama_untied_gqa", "mlp"),
+        only=("llama_untied_gqa", "mlp", "mixtral"),
         base=in_four_bits,
     ),
     "random_subspace": AdaptationRow(
