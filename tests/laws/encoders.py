@@ -23,8 +23,8 @@ DEFAULT = {
     "mixtral": (),
 }
 """The adaptations that run on a model by default. What the first two add to the Llamas are biases, learned positions,
-layer norms with a bias, an encoder's mask and a head over one vector a text; the other cells run with `slow`. (Of Mixtral,
-`tests/models/test_mixtral.py` has by default what its experts add.)"""
+layer norms with a bias, an encoder's mask and a head over one vector a text; the other cells run with `slow`. What
+Mixtral's experts add is in `tests/models/test_mixtral.py`."""
 
 
 def repeated(adaptations: Mapping[str, Any]) -> set[tuple[str, str]]:
