@@ -20,7 +20,7 @@ conf/claims/loss_landscape.yaml are judged by the rules that stand there.
     python -m experiments.loss_landscape experiment=loss_landscape_smollm2  surfaces and spectra of SmolLM2-135M
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Study:
     twins: list[str]
     shown: str
     tolerance: float
-    claims: dict[str, Any]
+    claims: dict[str, Any] = field(default_factory=dict, kw_only=True)
     measure: dict[str, Any]
     training: dict[str, Any]
     held_out: dict[str, Any]

@@ -20,7 +20,7 @@ there.
     python -m experiments.low_rank experiment=low_rank_smollm2      on SmolLM2, for an accelerator
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Study:
     ranks: list[int]
     multiples: list[float]
     seeds: list[int]
-    claims: dict[str, Any]
+    claims: dict[str, Any] = field(default_factory=dict, kw_only=True)
     measure: "al.study.Measured"
     training: dict[str, Any]
     held_out: dict[str, Any]

@@ -15,7 +15,7 @@ that decides it, and is judged by those rules: supported, contradicted or inconc
     python -m experiments.lr_schedule -m optim.lr=1e-4,3e-4,1e-3,3e-3 'seed=range(8)' hydra/launcher=vmap
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Study:
     arms: dict[str, dict[str, Any]]
     multiples: list[float]
     seeds: list[int]
-    claims: dict[str, Any]
+    claims: dict[str, Any] = field(default_factory=dict, kw_only=True)
     training: dict[str, Any]
     held_out: dict[str, Any]
     mesh: dict[str, Any]

@@ -20,7 +20,7 @@ written and sealed by their SHA-256, which its runs and the passport carry, and 
         'x=[N=parameters,D=tokens]' y=upstream_loss 'where=stage==pretraining' holdout='split==largest'
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Study:
     laws: dict[str, Any]
     level: float
     draws: int
-    claims: dict[str, Any]
+    claims: dict[str, Any] = field(default_factory=dict, kw_only=True)
     training: dict[str, Any]
     held_out: dict[str, Any]
     mesh: dict[str, Any]

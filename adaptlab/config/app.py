@@ -40,9 +40,24 @@ def _composed(name: str, overrides: Iterable[str] = ()) -> Any:
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
+    overrides = list(overrides)
+    _check_groups(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose(name, list(overrides))
+        return hydra_compose(name, overrides)
+
+
+def _check_groups(overrides: Iterable[str]) -> None:
+    """Raise for a config group that is set to null, of which Hydra itself makes a traceback."""
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        group, at, package = key.lstrip("+").partition("@")
+        if equals and "null" in value.lower().split(",") and (conf_dir() / group).is_dir() and not key.startswith("-"):
+            choices = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+            raise ConfigError(
+                f"{override}: {group!r} is a group of configs, which cannot be null. Choose from {choices}, or leave "
+                f"it out with '~{group}{at}{package}' if the study does without."
+            )
 
 
 def _plain(config: Any) -> Node:
@@ -120,6 +135,10 @@ def main(
                 job.together = _jobs_together(together, checked)
             task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=name)(job)
 
+            try:
+                _check_groups(sys.argv[1:])
+            except ConfigError as error:
+                _stop(error)
             try:
                 return task()
             except SystemExit as stop:

@@ -55,8 +55,8 @@ def probe_captions(summary: Mapping[str, Any]) -> dict[str, Caption]:
     over = f" Thin lines: seeds; band: {summary['confidence']:.0%} Student interval over them." if several else ""
     text = (
         "What was measured at the same steps as held-out text. Where there is a number for each layer, head or domain, "
-        "the line is their plain mean; curves.parquet has each. Hidden states are compared with the base's, the target's "
-        "gradient with that of other domains; the noise scale counts targets; the eigenvalue is the Hessian's. "
+        "the line is their plain mean; curves.parquet has each. Hidden states are compared with the base's, the "
+        "target's gradient with that of other domains; the noise scale counts targets; the eigenvalue is a Hessian's. "
         "Gradients and Hessians are by what trains: of methods with other parameters their sizes cannot be compared."
         f"{over}"
     )

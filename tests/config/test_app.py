@@ -1,0 +1,30 @@
+import sys
+
+import pytest
+
+from adaptlab import config
+from adaptlab.report import judge
+from experiments import low_rank
+from tests.report.planted import TARGET, UPSTREAM, Arm, plant
+
+MESSAGE = r"claims=null: 'claims' is a group of configs, which cannot be null. Choose from \[.*'low_rank'.*'~claims'"
+
+
+def test_a_group_that_is_null_is_an_error_that_names_its_choices_and_how_to_leave_it_out():
+    with pytest.raises(config.ConfigError, match=MESSAGE):
+        config.compose("low_rank", ["claims=null"])
+    with pytest.raises(config.ConfigError, match=r"domain@target=null: .*'german_speeches'.*'~domain@target'"):
+        config.compose("low_rank", ["domain@target=null"])
+    assert config.compose("low_rank", ["training.max_tokens=null"])["training"]["max_tokens"] is None  # a value may be
+
+
+def test_a_command_says_so_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["low_rank", "claims=null", "--cfg", "job"])
+    with pytest.raises(SystemExit, match=MESSAGE):
+        low_rank.main()
+
+
+def test_a_study_without_claims_judges_none():
+    study = low_rank.Study(**config.validate(config.compose("low_rank", ["~claims"]), schema=low_rank.Study))
+    curves, runs = plant({"full": Arm()})
+    assert judge(config.instantiate(study.claims), curves, runs, TARGET, UPSTREAM) == {}
