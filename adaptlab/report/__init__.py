@@ -11,6 +11,13 @@ from adaptlab.report.landscape.summary import (
     with_lines,
 )
 from adaptlab.report.landscape.words import print_landscape
+from adaptlab.report.numerics import (
+    Expectation,
+    expectation,
+    print_numerics,
+    summarise_numerics,
+    write_numerics,
+)
 from adaptlab.report.passport import passport, surroundings
 from adaptlab.report.progress import progress
 from adaptlab.report.ranks import by_rank
@@ -24,12 +31,14 @@ from adaptlab.report.wandb import wandb_sink
 
 __all__ = [
     "Claim",
+    "Expectation",
     "Landscape",
     "Sink",
     "Verdict",
     "add_final",
     "by_rank",
     "claim",
+    "expectation",
     "final_means",
     "finalists",
     "from_journals",
@@ -44,6 +53,7 @@ __all__ = [
     "passport",
     "print_labels",
     "print_landscape",
+    "print_numerics",
     "print_results",
     "print_search",
     "progress",
@@ -53,12 +63,14 @@ __all__ = [
     "summarise",
     "summarise_labels",
     "summarise_landscape",
+    "summarise_numerics",
     "summarise_search",
     "surroundings",
     "tee",
     "truncate_journal",
     "wandb_sink",
     "with_lines",
+    "write_numerics",
     "write_report",
     "write_search",
 ]

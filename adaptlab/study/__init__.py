@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "landscape.spectra": ["spectra"],
         "landscape.surfaces": ["surfaces"],
         "members": ["PARTS", "Member", "members", "method_program"],
+        "numerics": ["between_seeds", "check_devices", "make_arms", "part_of_devices", "run_arms"],
         "provenance": ["passport", "publish"],
         "reward": ["base_losses", "reward_value", "trained_parameters"],
         "run": ["run_members", "value"],

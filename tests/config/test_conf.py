@@ -11,7 +11,17 @@ from adaptlab import config, leaf, tree
 from adaptlab.adapt import materialize, prepared
 from adaptlab.models import BertShape, LlamaShape, bert_classifier, llama
 from adaptlab.report import Claim
-from experiments import classification, forgetting, loss_landscape, low_rank, lr_schedule, pretrain, scaling, search
+from experiments import (
+    classification,
+    forgetting,
+    loss_landscape,
+    low_rank,
+    lr_schedule,
+    numerics,
+    pretrain,
+    scaling,
+    search,
+)
 from scripts.evaluate import Evaluation
 
 CONF = config.conf_dir()
@@ -135,6 +145,7 @@ STUDIES = {
     "loss_landscape": loss_landscape.Study,
     "low_rank": low_rank.Study,
     "lr_schedule": lr_schedule.Study,
+    "numerics": numerics.Study,
     "pretrain": pretrain.Study,
     "scaling": scaling.Study,
     "search": search.Study,

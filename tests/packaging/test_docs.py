@@ -19,6 +19,7 @@ SCHEMAS = {
     "experiments.loss_landscape": ("loss_landscape", "Study"),
     "experiments.low_rank": ("low_rank", "Study"),
     "experiments.lr_schedule": ("lr_schedule", "Study"),
+    "experiments.numerics": ("numerics", "Study"),
     "experiments.pretrain": ("pretrain", "Study"),
     "experiments.scaling": ("scaling", "Study"),
     "experiments.search": ("search", "Study"),
