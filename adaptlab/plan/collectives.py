@@ -9,7 +9,7 @@ hosts; each of them is one collective here.
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,7 +66,7 @@ def collectives(module: Module, mesh_shape: Mapping[str, int], slices: Sequence[
     return [one for one in found if one.size > 1]
 
 
-def totals(found: Sequence[Collective]) -> list[dict[str, object]]:
+def totals(found: Sequence[Collective]) -> list[dict[str, Any]]:
     """Return `{kind, axes, crosses_slices, count, bytes}` for each kind and axes, the most bytes first."""
     rows: dict[tuple, list[float]] = {}
     for one in found:

@@ -112,16 +112,18 @@ def _placed(arrays: Any, axes: Any, placement: shard.Placement) -> Any:
 
 def _batch(job: Job, model: Any) -> Any:
     """The shapes of a batch: of packed text, or of labelled texts for a model with logits of classes."""
-    rows = jax.ShapeDtypeStruct((job.batch_size, job.length), jnp.int32)
-    weights = jax.ShapeDtypeStruct(rows.shape, jnp.float32)
-    if _labelled(job, model):
-        targets = jax.ShapeDtypeStruct((job.batch_size,), jnp.int32)
-        each = jax.ShapeDtypeStruct((job.batch_size,), jnp.float32)
-        return data.LabelledBatch(tokens=rows, segments=rows, targets=targets, weights=each)
-    return data.Batch(tokens=rows, targets=rows, segments=rows, positions=rows, weights=weights)
+    labelled = _labelled(model)
+
+    def zeros() -> Any:
+        rows = jnp.zeros((job.batch_size, job.length), jnp.int32)
+        if labelled:
+            return data.LabelledBatch(rows, rows[:, 0], rows, jnp.zeros(job.batch_size))
+        return data.Batch(rows, rows, rows, rows, jnp.zeros(rows.shape))
+
+    return jax.eval_shape(zeros)
 
 
-def _labelled(job: Job, model: Any) -> bool:
+def _labelled(model: Any) -> bool:
     params = jax.eval_shape(model.init, jax.random.key(0))
     logits = jax.eval_shape(model.apply, params, jax.ShapeDtypeStruct((1, 2), jnp.int32))
     return len(logits.shape) == 2
@@ -138,7 +140,7 @@ def _build(job: Job, model: Any, numbers: Mapping[str, Any]) -> tuple[Any, Any, 
     adaptation = config.instantiate(node["adapt"], fresh=model.init, slots=model.slots())
     optimizer = config.instantiate(node["optim"], total_steps=_STEPS)
     if node["loss"] is None:
-        make: Callable[..., Any] = models.classification if _labelled(job, model) else models.language_modelling
+        make: Callable[..., Any] = models.classification if _labelled(model) else models.language_modelling
         return adaptation, optimizer, make(model)
     return adaptation, optimizer, config.instantiate(node["loss"], model=model)
 
