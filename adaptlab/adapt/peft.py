@@ -105,6 +105,12 @@ def to_peft(
     scaled = {f"{path.removesuffix('/kernel')}/bias" for path, x in nodes.items() if isinstance(x, leaf.Scaled)}
     # What an adaptation leaves alone is the base's own leaf.
     changed = {path: x for path, x in flat.items() if path not in nodes.keys() | scaled and x is not own[path]}
+    known = {row.path for row in checkpoint.rows}
+    if homeless := sorted(path for path in nodes.keys() | changed.keys() if path in own and path not in known):
+        raise ValueError(
+            f"PEFT has no modules for {homeless} (experts and routers are not exchanged): keep the delta as save_delta "
+            f"wrote it, or export the merged model with save_hf."
+        )
     said, tensors = _written(main, methods, nodes, own, checkpoint, delta) if nodes else ({}, {})
     extra, more = _saved_modules(said.get("peft_type"), changed, own, checkpoint)
     about = {"task_type": checkpoint.task, "base_model_name_or_path": checkpoint.name, "inference_mode": True}

@@ -18,7 +18,8 @@ def hf_names(source: Source, params: Any) -> tuple[list[Entry], str]:
 
     The class is the one that `save_hf` would name: with the language model's head, with a classifier over BERT's pooler
     ("SEQ_CLS"), or the bare encoder ("FEATURE_EXTRACTION"). A base from a GGUF file has the names of the Hugging Face
-    checkpoint it was made of ("CAUSAL_LM").
+    checkpoint it was made of ("CAUSAL_LM"). The experts and routers of a mixture are left out: a checkpoint keeps a
+    module for each, and the class that reads it one tensor for all.
 
     Args:
       source: the base's file or folder.
@@ -33,5 +34,7 @@ def hf_names(source: Source, params: Any) -> tuple[list[Entry], str]:
         task = "SEQ_CLS"
     else:
         task = "CAUSAL_LM" if "LM" in architecture else "FEATURE_EXTRACTION"
-    entries = opened.family.entries(opened.shape)
+    entries = [
+        e for e in opened.family.entries(opened.shape) if not (opened.family.routed and "/feed_forward/" in e.path)
+    ]
     return [e if e.path.startswith("classifier/") else e._replace(hf=prefix + e.hf) for e in entries], task
