@@ -75,12 +75,12 @@ class Marginal(NamedTuple):
 
 
 def training_flops(x: Mapping[str, np.ndarray]) -> np.ndarray:
-    """C = 6 N D, the usual count of a dense transformer's training (arXiv:2001.08361, section 2.1)."""
+    """C = 6 N D, the usual count of a dense transformer's training (arXiv:2001.08361)."""
     return 6.0 * x["N"] * x["D"]
 
 
 def chinchilla_optimum(values: Mapping[str, float], budget: np.ndarray | float) -> dict[str, np.ndarray]:
-    """The optimum of L = E + A / N^alpha + B / D^beta on 6 N D = C (arXiv:2203.15556, equation 4).
+    """The optimum of L = E + A / N^alpha + B / D^beta on 6 N D = C (as arXiv:2203.15556).
 
         N = G (C / 6)^a,   D = G^-1 (C / 6)^b,   G = (alpha A / (beta B))^(1 / (alpha + beta))
         a = beta / (alpha + beta),   b = alpha / (alpha + beta)

@@ -27,9 +27,9 @@ def area_law(exposure: Given) -> Form:
 
         L(t) = L0 + A S1(t)^-alpha,    S1(t) = sum_{i<=t} eta_i
 
-    Reference: arXiv:2408.11029, eq. 1 with C = 0.
+    Reference: arXiv:2408.11029 with C = 0.
     """
-    return Form("area", _INPUTS, _BASE, _area, _area_starts, "L0 + A S1^-alpha", "arXiv:2408.11029, eq. 1, C = 0")
+    return Form("area", _INPUTS, _BASE, _area, _area_starts, "L0 + A S1^-alpha", "arXiv:2408.11029, C = 0")
 
 
 def momentum_law(exposure: Given) -> Form:
@@ -41,7 +41,7 @@ def momentum_law(exposure: Given) -> Form:
 
     `decay` is 1 - lambda and is fitted with the rest; the paper sets lambda by hand, near 0.999.
 
-    Reference: arXiv:2408.11029, eq. 1.
+    Reference: arXiv:2408.11029.
     """
     own = (
         Parameter("C", low=0.0, log=True, meaning="gain per annealing"),
@@ -59,7 +59,7 @@ def momentum_law(exposure: Given) -> Form:
         return {**_area_starts(points), "C": (0.01 * fall / dropped / steps, 0.3 * fall / dropped / steps)}
 
     equation = "L0 + A S1^-alpha - C S2"
-    return Form("momentum", _INPUTS, (*_BASE, *own), predict, starts, equation, "arXiv:2408.11029, eq. 1")
+    return Form("momentum", _INPUTS, (*_BASE, *own), predict, starts, equation, "arXiv:2408.11029")
 
 
 def multi_power_law(exposure: Given) -> Form:
@@ -70,7 +70,7 @@ def multi_power_law(exposure: Given) -> Form:
 
     S1 includes the warm-up, whose area the paper writes as S_W.
 
-    Reference: arXiv:2503.12811, eq. 1.
+    Reference: arXiv:2503.12811.
     """
     own = (
         Parameter("B", low=0.0, log=True, meaning="gain per drop"),
@@ -96,7 +96,7 @@ def multi_power_law(exposure: Given) -> Form:
         return {**_area_starts(points), **own}
 
     equation = "L0 + A S1^-alpha - B sum_k drop_k (1 - (1 + C lr_k^-gamma S_k)^-beta)"
-    return Form("multi_power", _INPUTS, (*_BASE, *own), predict, starts, equation, "arXiv:2503.12811, eq. 1")
+    return Form("multi_power", _INPUTS, (*_BASE, *own), predict, starts, equation, "arXiv:2503.12811")
 
 
 def _area(values: Values, x: Values) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The four estimators of learning curves that Alabdulmohsin et al. compare (arXiv:2209.06640, sec. 3)."""
+"""The four estimators of learning curves that Alabdulmohsin et al. compare (arXiv:2209.06640); forms as used here."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from adaptlab.scaling.points import Points
 
 __all__ = ["m1", "m2", "m3", "m4"]
 
-_SOURCE = "arXiv:2209.06640, sec. 3"
+_SOURCE = "arXiv:2209.06640"
 _BETA = Parameter("beta", 0.0, log=True, meaning="amplitude")
 _C = Parameter("c", high=0.0, start=(-1.5, -0.05), meaning="exponent")
 _LIMIT = Parameter("e_inf", 0.0, log=True, meaning="limit at infinite scale")

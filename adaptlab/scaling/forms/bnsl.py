@@ -14,7 +14,7 @@ __all__ = ["bnsl"]
 
 @functools.cache
 def bnsl(*, breaks: int = 1) -> Form:
-    """y = a + b x^-c_0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i) (Caballero et al., arXiv:2210.14891, eq. 1).
+    """y = a + b x^-c_0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i) (Caballero et al., arXiv:2210.14891).
 
     Inputs: x. Parameters:
       a: the limit.
@@ -39,7 +39,7 @@ def bnsl(*, breaks: int = 1) -> Form:
             Parameter(f"f_{i}", 0.0, log=True, start=(0.05, 1.0), meaning=f"width of break {i}"),
         ]
     equation = "y = a + b x^-c_0 prod_i (1 + (x / d_i)^(1 / f_i))^(-c_i f_i)"
-    return Form("bnsl", ("x",), tuple(parameters), _predict, _starts, equation, "arXiv:2210.14891, eq. 1")
+    return Form("bnsl", ("x",), tuple(parameters), _predict, _starts, equation, "arXiv:2210.14891")
 
 
 def _predict(v: Any, x: Any) -> jax.Array:

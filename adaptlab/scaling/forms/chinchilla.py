@@ -11,7 +11,7 @@ __all__ = ["chinchilla"]
 
 
 def chinchilla() -> Form:
-    """L(N, D) = E + A / N^alpha + B / D^beta, approach 3 of Hoffmann et al. (arXiv:2203.15556, eq. 2).
+    """L(N, D) = E + A / N^alpha + B / D^beta, approach 3 of Hoffmann et al. (arXiv:2203.15556).
 
     Inputs: N, parameters; D, training tokens. Parameters:
       E: the loss of an infinite model on infinite data, the entropy of text.
@@ -28,7 +28,7 @@ def chinchilla() -> Form:
         Parameter("beta", 0.0, start=(0.05, 1.5), meaning="exponent of D"),
     )
     equation = "L = E + A / N^alpha + B / D^beta"
-    return Form("chinchilla", ("N", "D"), parameters, _predict, _starts, equation, "arXiv:2203.15556, eq. 2")
+    return Form("chinchilla", ("N", "D"), parameters, _predict, _starts, equation, "arXiv:2203.15556")
 
 
 def _predict(v: Any, x: Any) -> jax.Array:

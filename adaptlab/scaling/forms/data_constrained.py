@@ -13,7 +13,7 @@ __all__ = ["data_constrained"]
 
 
 def data_constrained() -> Form:
-    """L = E + A / N'^alpha + B / D'^beta, of effective parameters N' and tokens D' (arXiv:2305.16264, eq. 4-6).
+    """L = E + A / N'^alpha + B / D'^beta, of effective parameters N' and tokens D' (arXiv:2305.16264).
 
         D' = U_D + U_D R_D (1 - e^(-r_D / R_D)),   r_D = D / U_D - 1,   U_D = min(U, D)
         N' = U_N + U_N R_N (1 - e^(-r_N / R_N)),   r_N = N / U_N - 1,   U_N = min(N, G (G U_D)^(beta / alpha))
@@ -35,7 +35,7 @@ def data_constrained() -> Form:
         Parameter("R_N", 0.0, log=True, start=(0.5, 100.0), meaning="decay of excess parameters"),
     )
     equation = "L = E + A / N'^alpha + B / D'^beta"
-    source = "arXiv:2305.16264, eq. 4-6"
+    source = "arXiv:2305.16264"
     return Form("data_constrained", ("N", "D", "U"), parameters, _predict, _starts, equation, source)
 
 

@@ -11,10 +11,12 @@ __all__ = ["forgetting"]
 
 
 def forgetting() -> Form:
-    """L(P, N) = s - ((a / P)^alpha + (b / N)^beta)^rho, a shifted power law (Kalajdzievski, arXiv:2401.05605, sec. 4).
+    """L(P, N) = s - ((a / P)^alpha + (b / N)^beta)^rho, a shifted power law in parameters and steps.
 
-    Forgetting rises with tuned parameters and with steps, towards s. It mirrors the law of the fine-tuning loss, to
-    which the paper finds it to be linearly related.
+    Forgetting rises with tuned parameters and with steps, towards s. Kalajdzievski (arXiv:2401.05605) finds it to grow
+    as a shifted power law in both, and to be linearly related to the fine-tuning loss. The form is as used here: a law
+    of the fine-tuning loss ((a / P)^alpha + (b / N)^beta)^rho, turned over; the slope of the linear relation is in
+    a and b.
 
     Inputs: P, parameters that are tuned; N, update steps (or examples). Parameters:
       s: the loss on old data that endless training of endlessly many parameters comes to.
@@ -31,7 +33,7 @@ def forgetting() -> Form:
         Parameter("rho", 0.0, log=True, start=(0.3, 3.0), meaning="combination"),
     )
     equation = "L = s - ((a / P)^alpha + (b / N)^beta)^rho"
-    return Form("forgetting", ("P", "N"), parameters, _predict, _starts, equation, "arXiv:2401.05605, sec. 4")
+    return Form("forgetting", ("P", "N"), parameters, _predict, _starts, equation, "arXiv:2401.05605, as used here")
 
 
 def _predict(v: Any, x: Any) -> jax.Array:

@@ -11,7 +11,7 @@ __all__ = ["joint"]
 
 
 def joint() -> Form:
-    """L(X, D) = A / (X^alpha D^beta) + E (Zhang et al., arXiv:2402.17193, eq. 1).
+    """L(X, D) = A / (X^alpha D^beta) + E (Zhang et al., arXiv:2402.17193).
 
     Inputs: X, one other factor: model size, pre-training data, or tuned parameters; D, fine-tuning data. Parameters:
       A: amplitude, of the task and the factor.
@@ -26,7 +26,7 @@ def joint() -> Form:
         Parameter("E", 0.0, log=True, meaning="irreducible loss"),
     )
     equation = "L = A / (X^alpha D^beta) + E"
-    return Form("joint", ("X", "D"), parameters, _predict, _starts, equation, "arXiv:2402.17193, eq. 1")
+    return Form("joint", ("X", "D"), parameters, _predict, _starts, equation, "arXiv:2402.17193")
 
 
 def _predict(v: Any, x: Any) -> jax.Array:

@@ -11,7 +11,7 @@ __all__ = ["kaplan", "kaplan_loss"]
 
 
 def kaplan() -> Form:
-    """L(N, D) = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D (Kaplan et al., arXiv:2001.08361, eq. 1.5).
+    """L(N, D) = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D (Kaplan et al., arXiv:2001.08361).
 
     Inputs: N, parameters without embeddings; D, tokens. Parameters:
       N_c, alpha_N: L = (N_c / N)^alpha_N with data without end.
@@ -24,7 +24,7 @@ def kaplan() -> Form:
         Parameter("alpha_D", 0.0, start=(0.03, 1.0), meaning="exponent of D"),
     )
     equation = "L = [(N_c / N)^(alpha_N / alpha_D) + D_c / D]^alpha_D"
-    return Form("kaplan", ("N", "D"), parameters, _predict, _starts, equation, "arXiv:2001.08361, eq. 1.5")
+    return Form("kaplan", ("N", "D"), parameters, _predict, _starts, equation, "arXiv:2001.08361")
 
 
 def kaplan_loss(v: Any, n: Any, d: Any) -> jax.Array:

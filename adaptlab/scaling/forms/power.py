@@ -14,7 +14,7 @@ __all__ = ["power"]
 
 @functools.cache
 def power(*, offset: bool = True, shifted: bool = False) -> Form:
-    """y = E + A / (x + x_0)^alpha, the common shape of learning curves (Hestness et al., arXiv:1712.00409, sec. 2).
+    """y = E + A / (x + x_0)^alpha, the common shape of learning curves (Hestness et al., arXiv:1712.00409).
 
     Inputs: x, a positive scale: data, parameters, compute, steps. Parameters:
       E: what is left at infinite scale; 0 without `offset`.
@@ -34,7 +34,7 @@ def power(*, offset: bool = True, shifted: bool = False) -> Form:
     equation = ("y = E + A / " if offset else "y = A / ") + ("(x + x_0)^alpha" if shifted else "x^alpha")
     predict = {(0, 0): _plain, (1, 0): _offset, (0, 1): _shifted, (1, 1): _both}[offset, shifted]
     starts = _floor_starts if offset else _starts
-    return Form("power", ("x",), parameters, predict, starts, equation, "arXiv:1712.00409, sec. 2")
+    return Form("power", ("x",), parameters, predict, starts, equation, "arXiv:1712.00409")
 
 
 def _plain(v: Any, x: Any) -> jax.Array:

@@ -18,7 +18,7 @@ _PARAMETERS = (
 
 
 def transfer() -> Form:
-    """D_T = k D^alpha N^beta, effective data transferred (Hernandez et al., arXiv:2102.01293, eq. 1.1).
+    """D_T = k D^alpha N^beta, effective data transferred (Hernandez et al., arXiv:2102.01293).
 
     y is D_T: how much more data of the target a model from scratch needs to reach the loss of the fine-tuned one.
 
@@ -31,19 +31,22 @@ def transfer() -> Form:
 
 
 def transfer_loss() -> Form:
-    """L = [(N_c / N)^(alpha_N / alpha_D) + D_c / (D + k D^alpha N^beta)]^alpha_D (arXiv:2102.01293, sec. 3).
+    """L = [(N_c / N)^(alpha_N / alpha_D) + D_c / (D + k D^alpha N^beta)]^alpha_D (from arXiv:2102.01293).
 
-    The loss of a fine-tuned model: `kaplan` of the data there is and the data that pre-training is worth.
+    The loss of a fine-tuned model: `kaplan` of the data there is and the data that pre-training is worth. Form as used
+    here.
 
     Inputs: D, the data fine-tuned on; N, parameters. Parameters: those of `transfer` and of `kaplan`. Points from
     scratch are needed too if all seven are to be told apart; give them D's of a size that transfer does not matter at.
     """
     equation = "L = [(N_c / N)^(alpha_N / alpha_D) + D_c / (D + k D^alpha N^beta)]^alpha_D"
     parameters = (*_PARAMETERS, *kaplan().parameters)
-    return Form("transfer_loss", ("D", "N"), parameters, _loss, _loss_starts, equation, "arXiv:2102.01293, sec. 3")
+    return Form(
+        "transfer_loss", ("D", "N"), parameters, _loss, _loss_starts, equation, "arXiv:2102.01293, as used here"
+    )
 
 
-_SOURCE = "arXiv:2102.01293, eq. 1.1"
+_SOURCE = "arXiv:2102.01293"
 
 
 def _transferred(v: Any, x: Any) -> jax.Array:
