@@ -69,7 +69,7 @@ def render(launch: Launch) -> tuple[Any, Any]:
         secrets=launch.secrets,
         restarts=launch.restarts,
     )
-    _check_command(job.command)
+    _check_command(job.argv())
     if launch.plan is not None:
         al.launch.refuse_unless_it_fits(launch.plan)
     target = al.config.instantiate(launch.target)

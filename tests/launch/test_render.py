@@ -149,5 +149,37 @@ def test_shellcheck_has_nothing_to_say():
 
 def test_the_command_is_checked_before_it_goes_anywhere():
     with pytest.raises(config.ConfigError, match=r"mesh\.dat"):
-        command._check_command(job("experiments.forgetting mesh.dat=16").command)
-    command._check_command(job("experiments.forgetting mesh.data=16").command)
+        command._check_command(job("experiments.forgetting mesh.dat=16").argv())
+    command._check_command(job("experiments.forgetting mesh.data=16").argv())
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "expected"),
+    [
+        (
+            ["tpu", "experiments.forgetting", "a=b c"],
+            0,
+            ["locked requirements.lock", "extra tpu", "-m experiments.forgetting a=b c"],
+        ),
+        (["cpu", "json.tool"], 0, ["locked requirements.lock", "-m json.tool"]),
+        (["cuda"], 0, ["locked requirements.lock", "extra cuda"]),
+        (["rocm", "json.tool"], 64, []),
+        ([], 64, []),
+    ],
+    ids=["with an extra", "without", "only installed", "no such extra", "nothing"],
+)
+def test_a_host_installs_what_it_needs_before_it_runs(tmp_path: Path, words, code: int, expected):
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "scripts" / "host", tmp_path / "scripts")
+    install = """CLONE=$PWD VENV=$PWD/venv
+    find_python() { echo python3; }
+    install_locked() { echo "locked $1" >>said; }
+    install_extra() { echo "extra $1" >>said; }
+    """
+    (tmp_path / "scripts" / "install.sh").write_text(install)
+    (tmp_path / "venv" / "bin").mkdir(parents=True)
+    (tmp_path / "venv" / "bin" / "python").write_text('#!/bin/bash\necho "$*" >>said\n')
+    (tmp_path / "venv" / "bin" / "python").chmod(0o755)
+    done = subprocess.run(["scripts/host", *words], cwd=tmp_path, capture_output=True, timeout=60)
+    said = tmp_path / "said"
+    assert (done.returncode, said.read_text().splitlines() if said.exists() else []) == (code, expected)
