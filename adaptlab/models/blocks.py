@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from adaptlab.models.attention import attend, attention_weights
 from adaptlab.models.intermediates import record
-from adaptlab.models.layers import ACTIVATIONS, Linear, slot, split_heads
+from adaptlab.models.layers import ACTIVATIONS, Linear, fan_out, slot, split_heads
 from adaptlab.models.model import Slot
 
 __all__ = ["FeedForward", "SelfAttention", "check_sizes", "slots_of"]
@@ -20,10 +20,10 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask: Any) -> jax.Array:
-        B, T, D = x_BTD.shape
+        (B, T, D), shared = x_BTD.shape, fan_out(x_BTD)
 
         def project(name: str) -> jax.Array:
-            return split_heads(Linear(D, ("embed", "heads"), use_bias=True, name=name)(x_BTD), self.heads, "heads")
+            return split_heads(Linear(D, ("embed", "heads"), use_bias=True, name=name)(shared), self.heads, "heads")
 
         q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
         prefix = slot(self, "prefix")

@@ -17,6 +17,7 @@ from adaptlab.models.layers import (
     RMSNorm,
     behind_prefix,
     dropped,
+    fan_out,
     refuse_unread,
     residual,
     rotary,
@@ -74,10 +75,10 @@ class _Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, cos: jax.Array, sin: jax.Array, mask: Any) -> jax.Array:
-        s, (B, T, _) = self.shape, x_BTD.shape
+        s, (B, T, _), shared = self.shape, x_BTD.shape, fan_out(x_BTD)
 
         def project(name: str, heads: int, axis: str) -> jax.Array:
-            return split_heads(Linear(heads * s.head_width, ("embed", axis), name=name)(x_BTD), heads, axis)
+            return split_heads(Linear(heads * s.head_width, ("embed", axis), name=name)(shared), heads, axis)
 
         q_BTHK = rotary(project("query", s.heads, "heads"), cos, sin)
         k_BTGK = rotary(project("key", s.kv_heads, "kv_heads"), cos, sin)
@@ -93,8 +94,9 @@ class _FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        gate_BTF = Linear(self.shape.ffn_width, ("embed", "ffn"), name="gate")(x_BTD)
-        up_BTF = Linear(self.shape.ffn_width, ("embed", "ffn"), name="up")(x_BTD)
+        shared = fan_out(x_BTD)
+        gate_BTF = Linear(self.shape.ffn_width, ("embed", "ffn"), name="gate")(shared)
+        up_BTF = Linear(self.shape.ffn_width, ("embed", "ffn"), name="up")(shared)
         return Linear(self.shape.width, ("ffn", "embed"), name="down")(nn.silu(gate_BTF) * up_BTF)
 
 

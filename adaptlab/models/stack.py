@@ -15,19 +15,28 @@ from adaptlab.shard import computing_placement
 
 __all__ = ["DTYPES", "REMAT_POLICIES", "check_options", "stacked", "weights"]
 
+_ATTENTION = ("query", "key", "value", "attended", "out")
+_PRODUCTS = (*_ATTENTION, "gate", "up", "down")
+_POLICIES = jax.checkpoint_policies
+
 REMAT_POLICIES = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attended", "out"),
-    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
-    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": _POLICIES.save_only_these_names(*_PRODUCTS),
+    "attention": _POLICIES.save_only_these_names(*_ATTENTION),
+    "offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[*_PRODUCTS],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
+    "full": _POLICIES.nothing_saveable,
 }
 """From most memory and fewest FLOPs to the reverse. What a layer keeps for the backward pass, besides its input:
 
 - "none": everything but weights that were gathered from other devices, which are gathered again;
-- "dots": the products of activations with weights;
-- "attention": of those the attention's, and its output: the feed-forward, the widest, is computed again;
-- "offload": "dots", kept in the host's memory, on backends that have `pinned_host` memory (TPU, GPU);
+- "dots": the products of activations with weights, and the attention's result;
+- "attention": of those the attention's: the feed-forward, whose activations are the widest, is computed again;
+- "offload": "dots", kept in the host's memory, on backends that have `pinned_host` memory;
 - "full": nothing; a third more FLOPs.
 """
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -93,9 +102,9 @@ def _run(scanned: Any, fields: Any, module: nn.Module, x: jax.Array, *args: Any)
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
     """What "none" keeps on a mesh with `fsdp`: gathered weights of all layers would be a copy of the whole model.
 
-    Nor anything on a weight's way there, casts included (what is cast otherwise is kept as what comes after the cast).
+    Nor what only moves or casts: a weight on its way there, or activations, which are kept as what is made of them.
     """
-    moves = ("sharding_constraint", "move", "convert_element_type")
+    moves = ("broadcast_in_dim", "convert_element_type", "move", "reshape", "sharding_constraint", "transpose")
     return primitive.name not in moves and params.get("name") != GATHERED
 
 

@@ -4,13 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adaptlab import tree
 
-__all__ = ["COMPUTE", "REST", "Placement", "Rules", "mesh_axes", "place"]
+__all__ = ["COMPUTE", "REST", "Placement", "Rules", "mesh_axes"]
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 """Logical axis -> mesh axis, several of them (the first is the outermost), or None: a copy on every device."""
@@ -38,6 +36,7 @@ activations that are read off a table while it rests: there `fsdp` is the embedd
 COMPUTE: Rules = {
     "batch": ("data", "fsdp", "expert"),
     "bottleneck": None,
+    "copies": "tensor",  # of what several products read, one for each device
     "embed": None,
     "embed_vector": None,
     "expert_batch": ("data", "fsdp"),  # the batch where experts compute, which have its other axis
@@ -123,15 +122,3 @@ def mesh_axes(rules: Rules, name: str | None) -> tuple[str, ...]:
     """Return the mesh axes of a logical axis, as a tuple."""
     found = None if name is None else rules[name]
     return () if found is None else (found,) if isinstance(found, str) else tuple(found)
-
-
-def place(arrays: Any, shardings: Any) -> Any:
-    """Put host arrays on the mesh; each process hands over only the parts that its own devices hold."""
-
-    def put(x: Any, sharding: NamedSharding) -> jax.Array:
-        x = np.asarray(x)
-        if jax.process_count() == 1:
-            return jax.device_put(x, sharding)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-    return jax.tree.map(put, arrays, shardings)
