@@ -122,6 +122,7 @@ def attend(
 
     A query that sees none of these keys has o = 0 and an L that is lower than any other.
     """
+    q, k, v, queries, keys = _together((q, k, v, queries, keys))
     G, scale = k.shape[2], q.shape[-1] ** -0.5
     tiles = (*(_tiles(x, block, G) for x in (k, v)), *_tiled(keys, block))
 
@@ -169,7 +170,7 @@ def attend_tangent(
       causal: see `Mask`.
       block: divides both lengths.
     """
-    (q, k, v), (dq, dk, dv) = primals, tangents
+    ((q, k, v), queries, keys), (dq, dk, dv) = _together((primals, queries, keys)), tangents
     G, scale = k.shape[2], q.shape[-1] ** -0.5
     tiles = (*(_tiles(x, block, G) for x in (k, v, dk, dv)), *_tiled(keys, block))
 
@@ -200,6 +201,15 @@ def attend_tangent(
     )
     _, (do, dlog) = jax.lax.scan(lambda _, xs: (None, of_row(xs, tiles)), None, (*rows, *_tiled(queries, block)))
     return _joined(do), _joined(dlog)
+
+
+def _together(arrays: Any) -> Any:
+    """The same, as if each depended on all of them.
+
+    Places do not depend on what trains: differentiation would compute the masks of all blocks and heads beforehand and
+    keep them, T² of them in float32.
+    """
+    return jax.lax.optimization_barrier(arrays)
 
 
 def attend_everywhere(q_BTHK: jax.Array, k_PGK: jax.Array, v_PGK: jax.Array) -> tuple[jax.Array, jax.Array]:
