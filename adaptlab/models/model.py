@@ -64,6 +64,8 @@ class Pretrained(NamedTuple):
       context: the longest sequence, in tokens, it was trained on.
       stored: `path -> weight node` with the quantised blocks that the file has, or None.
       quantized: how it was quantised, and "of" what: the fingerprint of the weight files; None if it was not.
+      parts: `() -> params` as `load`, but of arrays that are read in parts as they are put on devices
+        (`adaptlab.shard.Stored`), so that a host never has more than its own; None where they cannot be.
     """
 
     name: str
@@ -73,3 +75,4 @@ class Pretrained(NamedTuple):
     context: int
     stored: Callable[[str], Any] | None = None
     quantized: Mapping[str, Any] | None = None
+    parts: Callable[[], PyTree] | None = None

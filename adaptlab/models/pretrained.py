@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from adaptlab import tree
+from adaptlab import hosts, tree
 from adaptlab.config import GIVEN
 from adaptlab.gguf import TensorInfo, load_gguf_header
 from adaptlab.models.bert_family import BERT
@@ -21,7 +21,7 @@ from adaptlab.models.gpt2_family import GPT2
 from adaptlab.models.llama_family import LLAMA
 from adaptlab.models.mixtral_family import MIXTRAL
 from adaptlab.models.model import Model, Pretrained
-from adaptlab.models.weights import Entry, assemble, disassemble
+from adaptlab.models.weights import Entry, Index, assemble, disassemble
 from adaptlab.rng import key_for
 from adaptlab.source import Source
 
@@ -83,7 +83,7 @@ def pretrained(
     options |= _routing(opened.family, capacity_factor)
     model = _model(opened, pooling, classes, path, **options)
 
-    def load() -> Any:
+    def parts() -> Any:
         expected = jax.eval_shape(model.init, jax.random.key(0))
         params = opened.load({p: x.shape for p, x in tree.flatten(expected).items()})
         if classes is None or "classifier" in params:
@@ -92,8 +92,16 @@ def pretrained(
         head = jax.jit(lambda key: model.init(key)["classifier"])(key_for(head_seed, "head"))
         return params | {"classifier": jax.tree.map(np.asarray, head)}
 
-    fingerprint = source.sha256 or _fingerprint(path)
-    return Pretrained(name or source.name, model, load, fingerprint, opened.context, opened.stored)
+    fingerprint = source.sha256 or hosts.agreed(lambda: _fingerprint(path))  # one host reads all, not every one
+    return Pretrained(
+        name=name or source.name,
+        model=model,
+        load=lambda: jax.tree.map(np.asarray, parts()),
+        fingerprint=fingerprint,
+        context=opened.context,
+        stored=opened.stored,
+        parts=parts,
+    )
 
 
 def _model(opened: _Opened, pooling: str | None, classes: int | None, path: Path, **options: Any) -> Model:
@@ -201,9 +209,9 @@ def _open_gguf(path: Path) -> _Opened:
     def load(shapes: dict[str, tuple[int, ...]]) -> Any:
         data = np.memmap(path, np.uint8, "r")
 
-        def read(name: str, entry: Entry) -> np.ndarray:
+        def read(name: str, entry: Entry, index: Index) -> np.ndarray:
             array = _dequantise(data, tensors[name])
-            return deinterleave(array, entry.rotary_heads) if entry.rotary_heads else array
+            return (deinterleave(array, entry.rotary_heads) if entry.rotary_heads else array)[index]
 
         return assemble(family.entries(shape), lambda e: e.gguf, shapes, found, read, str(path))
 
@@ -243,9 +251,9 @@ def _open_hf(path: Path) -> _Opened:
         wanted = {entry.hf for entry in entries if "{}" not in entry.hf}
         found = {name: s for name, s in found.items() if name in wanted or not re.fullmatch(family.unread, name)}
 
-        def read(name: str, _: Entry) -> np.ndarray:
+        def read(name: str, _: Entry, index: Index) -> np.ndarray:
             file, full = home[name]
-            return file.get_tensor(full).astype(np.float32)
+            return file.get_slice(full)[index].astype(np.float32)
 
         return assemble(entries, lambda e: e.hf, shapes, found, read, str(path))
 

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from adaptlab import leaf, tree
 from adaptlab.models.model import Pretrained
+from adaptlab.shard import Stored
 
 __all__ = ["Quantization", "quantize", "quantized"]
 
@@ -50,7 +52,8 @@ def quantize(params: Any, how: Quantization) -> Any:
     """Round the chosen weights of a plain model; the others stay what they are.
 
     Args:
-      params: nested dict of arrays. Those of NumPy stay on the host and are rounded layer by layer.
+      params: nested dict of arrays. Those of NumPy stay on the host and are rounded layer by layer, those in files
+        (`adaptlab.shard.Stored`) as they are read.
       how: not "stored".
 
     Raises:
@@ -59,16 +62,18 @@ def quantize(params: Any, how: Quantization) -> Any:
     how, flat = how.resolved(), tree.flatten(params)
     for path in _chosen(flat, how.select):
         try:
-            flat[path] = leaf.quantize(
-                flat[path],
-                how.scheme,
-                block=how.block or None,
-                double=bool(how.double),
-                transposed=not path.endswith("embedding"),
-            )
+            flat[path] = _rounded(flat[path], how, transposed=not path.endswith("embedding"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
     return tree.unflatten(flat)
+
+
+def _rounded(w: Any, how: Quantization, transposed: bool) -> Any:
+    if isinstance(w, Stored) and w.ndim > 2:  # layer by layer, so that no more than one is there as it was
+        layers = [_rounded(w[i], how, transposed) for i in range(w.shape[0])]
+        return jax.tree.map(lambda *x: np.stack(x), *layers)
+    w = np.asarray(w) if isinstance(w, Stored) else w
+    return leaf.quantize(w, how.scheme, block=how.block or None, double=bool(how.double), transposed=transposed)
 
 
 def quantized(base: Pretrained, how: Quantization) -> tuple[Pretrained, Any]:
@@ -83,9 +88,9 @@ def quantized(base: Pretrained, how: Quantization) -> tuple[Pretrained, Any]:
     how = how.resolved()
     said = {name: value for name, value in how._asdict().items() if value is not None} | {"of": base.fingerprint}
     if how.scheme != "stored":
-        params = quantize(base.load(), how)
+        params = quantize((base.parts or base.load)(), how)
         load = lambda: quantize(base.load(), how)  # noqa: E731 (read again, not kept)
-        return base._replace(load=load, fingerprint=tree.digest(params), quantized=said), params
+        return base._replace(load=load, fingerprint=tree.digest(params), quantized=said, parts=None), params
     read = base.stored
     if read is None:
         raise ValueError(
@@ -94,10 +99,11 @@ def quantized(base: Pretrained, how: Quantization) -> tuple[Pretrained, Any]:
         )
 
     def load_stored() -> Any:
-        flat = tree.flatten(base.load())
-        return tree.unflatten(flat | {path: read(path) for path in _chosen(flat, how.select)})
+        flat = tree.flatten((base.parts or base.load)())
+        chosen = {path: read(path) for path in _chosen(flat, how.select)}
+        return tree.unflatten({path: chosen[path] if path in chosen else np.asarray(x) for path, x in flat.items()})
 
-    return base._replace(load=load_stored, quantized=said), load_stored()
+    return base._replace(load=load_stored, quantized=said, parts=None), load_stored()
 
 
 def _chosen(flat: dict[str, Any], select: str | Sequence[str]) -> list[str]:

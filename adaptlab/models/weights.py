@@ -6,8 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adaptlab import tree
+from adaptlab.shard import Stored
 
-__all__ = ["Entry", "assemble", "disassemble", "match"]
+__all__ = ["Entry", "Index", "assemble", "disassemble", "match"]
+
+Index = tuple[slice, ...]
 
 
 class Entry(NamedTuple):
@@ -68,21 +71,21 @@ def assemble(
     name_of: Callable[[Entry], str],
     shapes: Mapping[str, tuple[int, ...]],
     found: Mapping[str, tuple[int, ...]],
-    read: Callable[[str, Entry], np.ndarray],
+    read: Callable[[str, Entry, Index], np.ndarray],
     where: str,
 ) -> dict[str, Any]:
-    """Read every tensor once, straight into its place in the stacked tree.
+    """Return our tree of a checkpoint's tensors, each read when, and as far as, it is asked for.
 
     Args:
       entries: the family's table.
       name_of: `entry -> name` in this format.
       shapes: our tree's shapes by path.
       found: the checkpoint's shapes by name.
-      read: `(name, entry) -> array` in the checkpoint's layout.
+      read: `(name, entry, index) -> array`: the part of a tensor at a tuple of slices, in the checkpoint's layout.
       where: the file, for errors.
 
     Returns:
-      The nested dict of float32 NumPy arrays.
+      The nested dict of float32 arrays, as `Stored` ones: `numpy.asarray` reads one.
     """
     plan = {entry: _places(name_of(entry), shapes[entry.path]) for entry in entries}
     expected = {
@@ -91,15 +94,32 @@ def assemble(
         for name, index in places.items()
     }
     match(expected, found, where)
-    flat = {}
-    for entry, places in plan.items():
-        out = np.empty(shapes[entry.path], np.float32)
-        for name, index in places.items():
-            array = read(name, entry)
-            array = array.T if entry.transpose else array
-            out[index] = np.split(array, entry.parts, axis=-1)[entry.part]
-        flat[entry.path] = out
-    return tree.unflatten(flat)
+    leaves = {e.path: _stored(e, {i: n for n, i in at.items()}, shapes[e.path], read) for e, at in plan.items()}
+    return tree.unflatten(leaves)
+
+
+def _stored(
+    entry: Entry,
+    tensors: Mapping[tuple[int, ...], str],
+    shape: tuple[int, ...],
+    read: Callable[[str, Entry, Index], np.ndarray],
+) -> Stored:
+    """One leaf, of one tensor for each index of its leading axes."""
+    lead = len(next(iter(tensors)))
+    first = entry.part * shape[-1]  # where our part of a tensor's outputs begins
+
+    def part(index: Index) -> np.ndarray:
+        bounds = [range(*one.indices(size)) for one, size in zip(index, shape, strict=True)]
+        rest = [slice(b.start, b.stop) for b in bounds[lead:]]
+        rest[-1] = slice(first + rest[-1].start, first + rest[-1].stop)
+        inside = tuple(reversed(rest) if entry.transpose else rest)
+        out = np.empty([len(b) for b in bounds], np.float32)
+        for place in np.ndindex(*out.shape[:lead]):
+            one = read(tensors[tuple(b[i] for b, i in zip(bounds, place, strict=False))], entry, inside)
+            out[place] = one.T if entry.transpose else one
+        return out
+
+    return Stored(tuple(shape), np.dtype(np.float32), part)
 
 
 def disassemble(entries: Iterable[Entry], params: Any) -> dict[str, np.ndarray]:

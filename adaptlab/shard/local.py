@@ -1,20 +1,22 @@
 """What one process has of global arrays: host arrays in, host arrays out. On one process, plain `jax.device_put`."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-__all__ = ["Stored", "fetch", "local_rows", "put", "put_rows"]
+__all__ = ["Stored", "fetch", "local_rows", "place", "put", "put_rows"]
 
 Index = tuple[slice, ...]
 
 
-class Stored(NamedTuple):
-    """An array that lies in files and is read in parts, as its devices need them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """An array that lies in files and is read in parts, as its devices need them: a leaf like any other.
 
     Attributes:
       shape: the whole array's.
@@ -33,7 +35,16 @@ class Stored(NamedTuple):
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """The whole array; NumPy calls it."""
-        return np.asarray(self.read((slice(None),) * self.ndim), dtype)
+        return np.asarray(self[...], dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Read the part at an integer, a slice, an ellipsis, or a tuple of them; integers take their axes away."""
+        given = index if isinstance(index, tuple) else (index,)
+        at = given.index(...) if ... in given else len(given)
+        free = (slice(None),) * (self.ndim - len(given) + (... in given))
+        full = (*given[:at], *free, *given[at + 1 :])
+        part = self.read(tuple(slice(i, i + 1) if isinstance(i, int) else i for i in full))
+        return part[tuple(0 if isinstance(i, int) else slice(None) for i in full)]
 
 
 def put(arrays: Any, sharding: NamedSharding) -> Any:
@@ -45,14 +56,19 @@ def put(arrays: Any, sharding: NamedSharding) -> Any:
       arrays: a tree of host arrays, and of `Stored` ones, of which only the parts needed here are read.
       sharding: where all of them go.
     """
-    return jax.tree.map(lambda x: _put(x, sharding), arrays, is_leaf=lambda x: isinstance(x, Stored))
+    return jax.tree.map(lambda x: _put(x, sharding), arrays)
+
+
+def place(arrays: Any, shardings: Any) -> Any:
+    """Put host arrays on the mesh, each with the sharding that stands in its place; see `put`."""
+    return jax.tree.map(_put, arrays, shardings)
 
 
 def _put(x: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(x, Stored):
         return _callback(x.shape, sharding, x.read)
     if jax.process_count() == 1:
-        return jax.device_put(x, sharding)
+        return jax.device_put(x if isinstance(x, jax.Array) else np.asarray(x), sharding)
     host = np.asarray(x)
     return _callback(host.shape, sharding, lambda index: host[index])
 

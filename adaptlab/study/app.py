@@ -60,7 +60,8 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
                 if (done := folders.outcome(folder, node)) is not None:
                     log.info("%s has finished before", folder)
                     return done["value"]
-                for change in folders.open_folder(folder, node, report.surroundings()):
+                surroundings = report.surroundings() | {"mesh": node.get("mesh")}
+                for change in folders.open_folder(folder, node, surroundings):
                     log.warning("Resumed, but what the numbers depend on has changed: %s", change)
                 (folder / "config.yaml").write_text(config.to_yaml(node))
                 stack.enter_context(preempt.noticing())

@@ -28,6 +28,8 @@ __all__ = [
 _IDENTITY, _LOCK, _STARTS, _DONE = "identity.json", "lock", "starts.json", "done.json"
 # What does not change any number: a study may be resumed with other values of these.
 _INCIDENTAL = ("wandb", "resume", "out", "hosts")
+# What changes their last digits only: a study may be resumed on another mesh, and its passport says so.
+_ROUNDING = ("mesh",)
 
 
 class StudyError(ValueError):
@@ -76,7 +78,7 @@ def open_folder(folder: Path, study: Mapping[str, Any], surroundings: Mapping[st
         write_json(folder / _STARTS, [{"time": _now(), "surroundings": surroundings}])
         return []
     there = json.loads(path.read_text())
-    if there != mine:
+    if not _same(there, mine):
         differences = "\n".join(f"  {d}" for d in _differences(there, mine))
         raise StudyError(
             f"{folder} holds a study with another config (there -> here):\n{differences}\nChoose another hydra.run.dir."
@@ -96,7 +98,7 @@ def outcome(folder: Path, study: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return `{"time", "value"}` of a folder in which this very study has finished, else None."""
     if not (folder / _DONE).exists() or study.get("resume") is False:
         return None
-    same = json.loads((folder / _IDENTITY).read_text()) == json.loads(json.dumps(identity(study)))
+    same = _same(json.loads((folder / _IDENTITY).read_text()), json.loads(json.dumps(identity(study))))
     return json.loads((folder / _DONE).read_text()) if same else None
 
 
@@ -135,13 +137,19 @@ def _differences(there: Any, here: Any, path: str = "") -> list[str]:
     return [] if there == here else [f"{path}: {there!r} -> {here!r}"]
 
 
+def _same(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether two identities are of one study."""
+    one, other = ({k: v for k, v in x.items() if k not in _ROUNDING} for x in (there, here))
+    return one == other
+
+
 def _unfinished(home: Path, study: Mapping[str, Any]) -> Path | None:
     """The newest folder in `home` that a killed process left of this very study."""
     mine = json.loads(json.dumps(identity(study)))
     for path in sorted(home.glob(f"*/{_IDENTITY}"), reverse=True):
         folder = path.parent
         try:
-            if json.loads(path.read_text()) != mine or (folder / _DONE).exists():
+            if not _same(json.loads(path.read_text()), mine) or (folder / _DONE).exists():
                 continue
             with locked(folder):
                 return folder

@@ -83,7 +83,9 @@ def open_base(
     """
     how = _quantization(base)
     pretrained = config.instantiate(base["model"], **given)
-    pretrained, params = (pretrained, pretrained.load()) if how is None else models.quantized(pretrained, how)
+    pretrained, params = (
+        (pretrained, (pretrained.parts or pretrained.load)()) if how is None else models.quantized(pretrained, how)
+    )
     placement = shard.Placement(mesh, pretrained.model.axes())
     axes = leaf.array_axes(placement.axes, params)
     return pretrained, placement, shard.place(params, placement.shardings(axes, params))
