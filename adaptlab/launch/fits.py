@@ -43,4 +43,7 @@ def _memory(plan: dict) -> str:
 
 
 def _text(suggestion: object) -> str:
+    if isinstance(suggestion, dict) and "overrides" in suggestion:
+        memory = suggestion.get("memory")
+        return " ".join(suggestion["overrides"]) + (f" ({memory / 2**30:.1f} GiB a chip)" if memory else "")
     return suggestion if isinstance(suggestion, str) else json.dumps(suggestion)

@@ -129,9 +129,11 @@ def test_nothing_is_submitted_unless_it_is_asked_for():
 def test_a_job_that_does_not_fit_is_refused_with_what_would_make_it_fit(tmp_path: Path):
     plan = tmp_path / "plan.json"
     found = {"fits": False, "hbm": 16 * 2**30, "memory_per_chip": {"parameters": 2**34, "optimiser": 2**33}}
-    plan.write_text(json.dumps(found | {"suggestions": ["remat=full", {"mesh": "fsdp=64"}]}))
+    plan.write_text(
+        json.dumps(found | {"suggestions": [{"overrides": ["mesh.fsdp=64"], "fits": True, "memory": 2**33}]})
+    )
     asked = ["target=slurm", "command=experiments.forgetting", f"plan={plan}"]
-    with pytest.raises(config.ConfigError, match=r"24\.0 GiB a chip, which has 16\.0.*\n  remat=full\n.*fsdp=64"):
+    with pytest.raises(config.ConfigError, match=r"24\.0 GiB a chip, which has 16\.0.*\n  mesh\.fsdp=64 \(8\.0 GiB"):
         command.render(launching(*asked))
     plan.write_text(json.dumps({"fits": True}))
     assert command.render(launching(*asked))[1].name == "demo"
