@@ -8,7 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from adaptlab import tree
 
-__all__ = ["COMPUTE", "REST", "Placement", "Rules", "mesh_axes"]
+__all__ = ["COMPUTE", "REST", "ZERO1", "Placement", "Rules", "mesh_axes"]
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 """Logical axis -> mesh axis, several of them (the first is the outermost), or None: a copy on every device."""
@@ -32,6 +32,9 @@ REST: Rules = {
 "embed_vector" is the width of a norm's scale or a bias, too small to share out. "batch" and "time" are those of
 activations that are read off a table while it rests: there `fsdp` is the embedding's and not the batch's.
 """
+
+ZERO1: Rules = {**REST, "embed": ("fsdp", "data")}
+"""Where moments rest if they are shared out over `data` too, unlike what they belong to (ZeRO-1, arXiv:1910.02054)."""
 
 COMPUTE: Rules = {
     "batch": ("data", "fsdp", "expert"),
@@ -60,12 +63,14 @@ class Placement(NamedTuple):
       axes: the model's logical axes, a tree of tuples of names.
       rest: logical axis -> mesh axes of what rests.
       compute: logical axis -> mesh axes of what computes.
+      moments: logical axis -> mesh axes of the optimiser's state, such as `ZERO1`; None is as what it belongs to.
     """
 
     mesh: Mesh
     axes: Any
     rest: Rules = REST
     compute: Rules = COMPUTE
+    moments: Rules | None = None
 
     @property
     def replicated(self) -> NamedSharding:
@@ -81,25 +86,33 @@ class Placement(NamedTuple):
         """Over how many devices a logical axis is split while computing."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes(self.compute, name))
 
-    def shardings(self, axes: Any, arrays: Any) -> Any:
+    def shardings(self, axes: Any, arrays: Any, rules: Rules | None = None) -> Any:
         """Return where each array of a tree rests, from its logical axes.
+
+        Args:
+          axes: a tuple of names for each array.
+          arrays: the tree, or its shapes.
+          rules: other than `rest`.
 
         Raises:
           ValueError: an axis without a rule, two axes of one array on one mesh axis, or a size that the mesh axes
             do not divide.
         """
         names = tree.flatten(axes, is_leaf=lambda x: isinstance(x, tuple))
-        return tree.map_with_path(lambda path, x: self._sharding(path, names[path], x.shape), arrays)
+        own = self.rest if rules is None else rules
+        return tree.map_with_path(lambda path, x: self._sharding(path, names[path], x.shape, own), arrays)
 
-    def _sharding(self, path: str, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-        if unknown := [n for n in names if n is not None and n not in self.rest]:
-            raise ValueError(f"{path}: no rule for the logical axes {unknown}; rules exist for {sorted(self.rest)}.")
-        spec = [self._part(self.rest, n) for n in names]
-        used = [axis for n in names for axis in mesh_axes(self.rest, n)]
+    def _sharding(self, path: str, names: Sequence[str | None], shape: Sequence[int], rules: Rules) -> NamedSharding:
+        if unknown := [n for n in names if n is not None and n not in rules]:
+            raise ValueError(f"{path}: no rule for the logical axes {unknown}; rules exist for {sorted(rules)}.")
+        spec = [self._part(rules, n) for n in names]
+        used = [axis for n in names for axis in mesh_axes(rules, n)]
         if len(set(used)) < len(used):
-            raise ValueError(f"{path}: two of the axes {tuple(names)} live on one mesh axis ({self._said(names)}).")
+            raise ValueError(
+                f"{path}: two of the axes {tuple(names)} live on one mesh axis ({self._said(rules, names)})."
+            )
         for size, name in zip(shape, names, strict=True):
-            axes = mesh_axes(self.rest, name)
+            axes = mesh_axes(rules, name)
             parts = math.prod(self.mesh.shape[axis] for axis in axes)
             if size % parts:
                 over = " x ".join(f"{axis}={self.mesh.shape[axis]}" for axis in axes)
@@ -114,8 +127,8 @@ class Placement(NamedTuple):
         axes = tuple(axis for axis in mesh_axes(rules, name) if self.mesh.shape[axis] > 1)
         return None if not axes else axes[0] if len(axes) == 1 else axes
 
-    def _said(self, names: Sequence[str | None]) -> str:
-        return ", ".join(f"{n} -> {' x '.join(mesh_axes(self.rest, n)) or None}" for n in names)
+    def _said(self, rules: Rules, names: Sequence[str | None]) -> str:
+        return ", ".join(f"{n} -> {' x '.join(mesh_axes(rules, n)) or None}" for n in names)
 
 
 def mesh_axes(rules: Rules, name: str | None) -> tuple[str, ...]:

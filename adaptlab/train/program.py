@@ -96,7 +96,7 @@ def make_program(
         adaptation = adapt(numbers)
 
         def as_delta(grads: Any) -> Any:
-            return grads if placement is None else pin(grads, _where_delta(grads, adaptation, placement))
+            return grads if placement is None else pin(grads, _where_moments(grads, adaptation, placement))
 
         objective = make_objective(loss(numbers), adaptation, terms(numbers))
         one = make_step(objective, optim(numbers), accumulate=accumulate, rest=as_delta)
@@ -126,7 +126,7 @@ def make_program(
 def _where(
     state: TrainState, adaptation: Adaptation, optimizer: optax.GradientTransformation, placement: Placement
 ) -> Any:
-    """Where a state rests: the optimiser's moments lie where their parameters lie, scalars are everywhere."""
+    """Where a state rests: moments lie where their parameters lie, or by rules of their own; scalars are everywhere."""
     everywhere = placement.replicated
     delta = placement.shardings(adaptation.axes(placement.axes), state.delta)
     watch: Any = ()
@@ -136,7 +136,7 @@ def _where(
         optimizer,
         lambda _, there: there,
         state.opt_state,
-        delta,
+        _where_moments(state.delta, adaptation, placement),
         transform_non_params=lambda _: everywhere,
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),  # where another optimiser has the leaf
     )
@@ -145,6 +145,10 @@ def _where(
 
 def _where_delta(delta: Any, adaptation: Adaptation, placement: Placement) -> Any:
     return placement.shardings(adaptation.axes(placement.axes), delta)
+
+
+def _where_moments(delta: Any, adaptation: Adaptation, placement: Placement) -> Any:
+    return placement.shardings(adaptation.axes(placement.axes), delta, placement.moments)
 
 
 def device_numbers(

@@ -1,5 +1,6 @@
 """The meshes and models of "same numbers on every mesh". A new axis or model is one row more."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from adaptlab.shard import Placement, make_mesh, place
 from adaptlab.stats import Mean
 from adaptlab.train import Program, device_numbers, make_program
 
-ROWS, LENGTH, VOCABULARY = 8, 8, 64
+ROWS, LENGTH, VOCABULARY = 8, 8, 80
 
 
 class Row(NamedTuple):
@@ -55,7 +56,7 @@ MODELS: dict[str, Row] = {
 
 METHODS: dict[str, Callable[[], Adaptation]] = {"full": full, "lora": lambda: lora(4)}
 
-MESHES: dict[str, dict[str, int]] = {
+MESHES: dict[str, dict[str, Any]] = {
     "data": {"data": 8},
     "fsdp": {"fsdp": 8},
     "tensor": {"tensor": 8},
@@ -87,6 +88,7 @@ class Trained(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+@functools.cache
 def base_of(row: Row) -> Any:
     """Weights at random, biases and scales too: on the host."""
     params = jax.jit(row.model().init)(jax.random.key(0))
@@ -100,9 +102,10 @@ def base_of(row: Row) -> Any:
 def train(
     row: Row,
     adapt: Callable[[], Adaptation],
-    mesh: dict[str, int] | None,
+    mesh: dict[str, Any] | None,
     *,
     steps: int = 3,
+    rows: int = ROWS,
     accumulate: int = 1,
     change: Callable[[Placement], Placement] = lambda placement: placement,
     **options: Any,
@@ -124,8 +127,9 @@ def train(
     numbers, seed = device_numbers({"lr": 1e-3}, 0, base)
     base = program.prepare(numbers, base)
     state, metrics = program.init(numbers, seed, base), []
+    given = jax.device_put(batch(0, rows), placement.batch)
     for step in range(steps):
-        given = jax.device_put(batch(step), placement.batch)
+        given = jax.device_put(batch(step, rows), placement.batch)
         state, said = program.step(numbers, seed, state, base, given)
         metrics.append(jax.device_get(said))
     return Trained(metrics, jax.device_get(state), program, (numbers, seed, state, base, given))
