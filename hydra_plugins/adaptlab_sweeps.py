@@ -153,6 +153,7 @@ class SweepFolder(Callback):
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Wait for a process that outlived the sweep that started it, as on a cluster, and still runs this job."""
         if config.hydra.mode == RunMode.MULTIRUN:
+            _make_importable()  # here too: a job that is queued again is sent once more, by itself
             _wait_for(Path(config.hydra.runtime.output_dir))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
