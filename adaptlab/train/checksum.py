@@ -56,7 +56,10 @@ def _sum(x: jax.Array) -> jax.Array:
         jnp.zeros(words.shape, jnp.uint32),
     )
     lanes = [_mixed(_mixed(position + jnp.uint32(0x9E3779B9 * k % 2**32)) ^ words) for k in range(1, _LANES + 1)]
-    return jnp.stack([jnp.sum(lane, dtype=jnp.uint32) for lane in lanes])
+    # One reduction of all lanes: XLA fuses it with what comes before. Four of them would write every lane to memory.
+    zeros = [jnp.uint32(0)] * _LANES
+    sums = jax.lax.reduce(lanes, zeros, lambda a, b: [x + y for x, y in zip(a, b, strict=True)], range(words.ndim))
+    return jnp.stack(sums)
 
 
 def _words(x: jax.Array) -> jax.Array:

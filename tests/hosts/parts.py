@@ -21,7 +21,8 @@ from adaptlab.train.checksum import checksum
 def joined(arguments: list[str]) -> None:
     given = dict(one.removeprefix("hosts.").split("=") for one in arguments)
     numbers = {name: int(value) if value.isdigit() else value for name, value in given.items()}
-    hosts.start(hosts.Hosts(**numbers, wait_seconds=60))
+    if numbers:
+        hosts.start(hosts.Hosts(**numbers, wait_seconds=60))
 
 
 def agreement(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What two real processes of one job hold in common, and what each has of its own."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,18 @@ def test_alone_everything_is_as_it_is(tmp_path: Path):
 def test_half_a_description_of_a_job_is_an_error_with_a_remedy(given: dict, message: str):
     with pytest.raises(ValueError, match=message):
         hosts.start(hosts.Hosts(**given))
+
+
+@pytest.mark.slow
+def test_weights_and_checkpoints_never_need_more_than_a_part_and_the_largest_leaf(tmp_path: Path):
+    def measured(what: str, processes: int) -> list[dict[str, int]]:
+        command = ["tests.hosts.memory", str(tmp_path / "folder"), what]
+        assert ended(start(command, processes, tmp_path, tmp_path / "cache")) == [0] * processes, said(tmp_path)
+        lines = [(tmp_path / f"{i}.txt").read_text().splitlines() for i in range(processes)]
+        return [json.loads(line) for found in lines for line in found if line.startswith("{")]
+
+    measured("write", 1)
+    for what in ("weights", "state"):
+        for one in measured(what, 2):
+            assert one["part"] == pytest.approx(one["whole"] / 2, rel=0.01)
+            assert one["peak"] < 0.9 * one["whole"]  # a part, what is being read, and what reading needs
