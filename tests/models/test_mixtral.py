@@ -13,12 +13,16 @@ import pytest
 from safetensors.numpy import load_file
 
 from adaptlab import tree
-from adaptlab.adapt import count_trained, full, lora, selected
+from adaptlab.adapt import count_trained, full, load_delta, lora, materialize, save_delta, selected
+from adaptlab.adapt.peft import to_peft
+from adaptlab.adapt.peft_layout import Checkpoint
 from adaptlab.flops import count_flops
 from adaptlab.models import LlamaShape, MixtralShape, Model, language_modelling, llama, mixtral, pretrained, save_hf
 from adaptlab.models.llama_family import LLAMA
 from adaptlab.models.moe import capacity, load_balancing_loss, router_z_loss
+from adaptlab.models.names import hf_names
 from adaptlab.source import local
+from adaptlab.train import make_objective
 from tests.golden import families
 from tests.laws.table import VOCABULARY, scattered, text_batch
 
@@ -212,6 +216,7 @@ def test_what_is_dropped_does_not_depend_on_the_future(params: Any, seen: dict[A
     assert np.abs(logits[:, now:] - wanted[:, now:]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_how_layers_are_run_changes_nothing(params: Any, seen: dict[Any, Any]):
     model = mixtral(SHAPE, capacity_factor=1.0, remat="full", unroll=1)
     logits, found = looked(model, params)
@@ -313,6 +318,49 @@ def test_lora_leaves_the_router_unless_it_is_selected_and_counts_each_expert(par
     assert count_trained(router, params, router.init(jax.random.key(0), params)) == SHAPE.depth * rank * (D + E)
     assert "layers/feed_forward/router" in tree.flatten(full().init(jax.random.key(0), params))
     assert list(tree.flatten(selected(".*/router").init(jax.random.key(0), params))) == ["layers/feed_forward/router"]
+
+
+def test_adapted_experts_have_a_symmetric_hessian_and_are_the_merged_ones_in_every_member_of_a_sweep(params: Any):
+    adaptation, batch = lora(2, select="layers/feed_forward/(gate/kernel|router)"), text_batch(0)
+    objective = make_objective(language_modelling(MODELS[1.0], balance=0.1), adaptation)
+    deltas = [scattered(adaptation.init(jax.random.key(1), params), seed, 0.1) for seed in range(2)]
+    u, v = (scattered(jax.tree.map(jnp.zeros_like, deltas[0]), seed) for seed in (2, 3))
+
+    def value(delta: Any) -> jax.Array:
+        return objective(delta, params, batch, jax.random.key(0)).value
+
+    def both(delta: Any) -> Any:
+        gradient, hu = jax.jvp(jax.grad(value), (delta,), (u,))
+        merged = materialize(adaptation.bind(params, delta))
+        plain = language_modelling(MODELS[1.0], balance=0.1)(merged, batch, jax.random.key(0)).value
+        return (
+            gradient,
+            hu,
+            tree.dot(v, hu),
+            tree.dot(u, jax.jvp(jax.grad(value), (delta,), (v,))[1]),
+            plain - value(delta),
+        )
+
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *deltas)
+    gradient, hu, vhu, uhv, difference = jax.jit(jax.vmap(both))(stacked)
+    np.testing.assert_allclose(vhu, uhv, rtol=0, atol=1e-5 * float(tree.norm(v) * tree.norm(hu)))
+    np.testing.assert_allclose(difference, 0, atol=1e-5)
+    for path, g in tree.flatten(gradient).items():
+        assert all(np.any(one != 0, axis=(-1, -2)).all() for one in np.asarray(g)), path  # each expert of each layer
+
+
+def test_adapters_of_attention_go_to_peft_and_those_of_experts_are_refused(params: Any, tmp_path: Path):
+    base = jax.device_put(pretrained(local(GOLDEN)).load())
+    checkpoint = Checkpoint(*hf_names(local(GOLDEN), base))
+
+    def written(select: str) -> Any:
+        delta, file = lora(2, select=select).init(jax.random.key(0), base), tmp_path / "delta.safetensors"
+        save_delta(file, delta, adapt={"_target_": "adaptlab.adapt.lora", "rank": 2, "select": select}, base="0" * 64)
+        return to_peft(load_delta(file), base, checkpoint)
+
+    assert written("layers/attention/query/kernel")[0]["target_modules"] == ["q_proj"]
+    with pytest.raises(ValueError, match=r"no modules for \['layers/feed_forward/up/kernel'\] \(experts"):
+        written("layers/feed_forward/up/kernel")
 
 
 def forward_flops(capacity_factor: float | None) -> float:
