@@ -66,6 +66,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return env | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
+@pytest.fixture(scope="session")
+def quick(environment: dict[str, str]) -> dict[str, str]:
+    """The same, compiled as quickly as in tests/conftest.py: for studies whose claims are no matter of bits."""
+    return environment | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    }
+
+
 def start(overrides: list[str], cwd: Path, env: dict[str, str], study: str = "forgetting") -> subprocess.Popen[str]:
     """Start a study as a user would."""
     return subprocess.Popen(

@@ -61,9 +61,9 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_a_task_is_learnt_from_the_shell_and_a_probe_forgets_nothing(
-    settings: list[str], environment: dict[str, str], tmp_path: Path
+    settings: list[str], quick: dict[str, str], tmp_path: Path
 ):
-    output = finish(settings, tmp_path, environment, "classification")
+    output = finish(settings, tmp_path, quick, "classification")
     (folder,) = (tmp_path / "runs" / "classification").iterdir()
     assert "Classification of bbc_news" in output
     summary = json.loads((folder / "summary.json").read_text())

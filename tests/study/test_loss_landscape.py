@@ -19,8 +19,6 @@ SMALL = [
 ]
 FEW = ["measure.planes=[models]", "measure.spectra=false"]
 ALL = ["measure.rows=1", "measure.eigenpairs=1", "measure.probes=2", "measure.nodes=3"]
-# Programs that run for moments and compile for many: see tests/conftest.py.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
 def _of_targets(override: str) -> str:
@@ -28,15 +26,15 @@ def _of_targets(override: str) -> str:
     return override.replace("domain@target=", "domain@targets.far=").replace("target.path=", "targets.far.path=")
 
 
-def run(cwd: Path, overrides: list[str], environment: dict[str, str]) -> Path:
-    finish([*map(_of_targets, overrides), *SMALL], cwd, environment | {"XLA_FLAGS": QUICK}, "loss_landscape")
+def run(cwd: Path, overrides: list[str], quick: dict[str, str]) -> Path:
+    finish([*map(_of_targets, overrides), *SMALL], cwd, quick, "loss_landscape")
     (report,) = cwd.glob("runs/loss_landscape/*/report.html")
     return report.parent
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, overrides: list[str], environment: dict[str, str]) -> Path:
-    return run(tmp_path_factory.mktemp("loss_landscape"), [*overrides, *FEW], environment)
+def study(tmp_path_factory: pytest.TempPathFactory, overrides: list[str], quick: dict[str, str]) -> Path:
+    return run(tmp_path_factory.mktemp("loss_landscape"), [*overrides, *FEW], quick)
 
 
 def test_lines_end_where_runs_were_measured_at_their_start_and_end(study: Path):
@@ -84,9 +82,9 @@ def test_the_report_has_figures_verdicts_and_fetches_nothing(study: Path):
 
 @pytest.mark.slow
 def test_all_planes_and_spectra_are_measured_and_a_second_start_finds_them(
-    tmp_path: Path, overrides: list[str], environment: dict[str, str]
+    tmp_path: Path, overrides: list[str], quick: dict[str, str]
 ):
-    study = run(tmp_path, [*overrides, *ALL], environment)
+    study = run(tmp_path, [*overrides, *ALL], quick)
     landscape = json.loads((study / "landscape.json").read_text())
     assert [*landscape["surfaces"]] == ["models", "random", "sharpest"]
     summary = json.loads((study / "summary.json").read_text())
@@ -100,5 +98,5 @@ def test_all_planes_and_spectra_are_measured_and_a_second_start_finds_them(
     before = {path: path.stat().st_mtime_ns for path in kept}
     assert len(before) == 3 + 4 + 4 + 1
     (study / "done.json").unlink()
-    run(tmp_path, [*overrides, *ALL], environment)
+    run(tmp_path, [*overrides, *ALL], quick)
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -21,9 +21,9 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory, overrides: list[str], environment: dict[str, str]) -> Path:
+def study(tmp_path_factory: pytest.TempPathFactory, overrides: list[str], quick: dict[str, str]) -> Path:
     cwd = tmp_path_factory.mktemp("low_rank")
-    finish([*overrides, *SMALL], cwd, environment, "low_rank")
+    finish([*overrides, *SMALL], cwd, quick, "low_rank")
     (report,) = cwd.glob("runs/low_rank/*/report.html")
     return report.parent
 

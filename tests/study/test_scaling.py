@@ -24,12 +24,6 @@ from adaptlab.study.ladder.sizes import budget, ladder, rung
 from experiments.scaling import Study
 from tests.study.conftest import ROOT, finish, results, start
 
-# Such a study compiles much and computes little: as in tests/conftest.py.
-QUICK = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
-
 
 @pytest.fixture(scope="module")
 def study() -> Study:
@@ -269,11 +263,11 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def interrupted(
-    overrides: list[str], environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    overrides: list[str], quick: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """A study that was killed as soon as its largest rung had begun, and what lay there then; then finished."""
-    cwd, environment = tmp_path_factory.mktemp("scaling"), environment | {"XLA_FLAGS": QUICK}
-    process = start(overrides, cwd, environment, "scaling")
+    cwd = tmp_path_factory.mktemp("scaling")
+    process = start(overrides, cwd, quick, "scaling")
     while process.poll() is None and not [*cwd.glob("runs/scaling/*/runs/n3_*/*/*/journal.jsonl")]:
         time.sleep(0.02)
     process.kill()
@@ -287,7 +281,7 @@ def interrupted(
         "records": [json.loads((p.parent / "prediction.json").read_text())["sha256"] for p in journals],
         "finished": {p: p.stat().st_mtime_ns for p in folder.glob("runs/n[12]_*/*/*/result.json")},
     }
-    there["output"] = finish(overrides, cwd, environment, "scaling")
+    there["output"] = finish(overrides, cwd, quick, "scaling")
     return folder, there
 
 

@@ -132,9 +132,9 @@ def here(overrides: list[str]) -> list[str]:
 
 
 def test_a_search_selects_by_reward_and_reports_what_fresh_seeds_and_text_say(
-    here: list[str], environment: dict[str, str], tmp_path: Path
+    here: list[str], quick: dict[str, str], tmp_path: Path
 ):
-    output = finish([*TINY, *here], tmp_path, environment, "search")
+    output = finish([*TINY, *here], tmp_path, quick, "search")
     (folder,) = (tmp_path / "runs" / "search").iterdir()
     assert "step 3: 2 of 5 runs go on" in output
     assert "step 9: 1 of 2 runs go on" in output
@@ -176,11 +176,9 @@ def test_a_search_selects_by_reward_and_reports_what_fresh_seeds_and_text_say(
 
 
 @pytest.mark.slow
-def test_one_configuration_is_a_job_whose_value_is_its_reward(
-    here: list[str], environment: dict[str, str], tmp_path: Path
-):
+def test_one_configuration_is_a_job_whose_value_is_its_reward(here: list[str], quick: dict[str, str], tmp_path: Path):
     jobs = ["-m", "seed=0", "configuration.ranks=[2,2]", "configuration.ranks.0=0,2", "hydra/launcher=vmap"]
-    output = finish([*jobs, *TINY, *here], tmp_path, environment, "search")
+    output = finish([*jobs, *TINY, *here], tmp_path, quick, "search")
     assert "2 runs are 1 program" in output
     (sweep,) = (tmp_path / "runs" / "search").glob("sweep_*")
     values, counts = {}, {}
@@ -197,11 +195,11 @@ def test_one_configuration_is_a_job_whose_value_is_its_reward(
 
 
 @pytest.mark.slow
-def test_optuna_searches_the_numbers_of_a_configuration(here: list[str], environment: dict[str, str], tmp_path: Path):
+def test_optuna_searches_the_numbers_of_a_configuration(here: list[str], quick: dict[str, str], tmp_path: Path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     jobs = ["-m", "seed=0", "configuration.ranks=[2,2]", "configuration.ranks.0=choice(0,2)"]
     jobs += ["configuration.lr=tag(log,interval(1e-4,1e-2))", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4"]
-    finish([*jobs, *TINY, *here], tmp_path, environment, "search")
+    finish([*jobs, *TINY, *here], tmp_path, quick, "search")
     (sweep,) = (tmp_path / "runs" / "search").glob("sweep_*")
     values = [json.loads(p.read_text())["value"] for p in sweep.glob("*/done.json")]
     assert len(values) == 4
