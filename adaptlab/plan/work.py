@@ -17,7 +17,8 @@ __all__ = ["Work", "work"]
 _FREE = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "add-dependency"),
     *("while", "conditional", "call", "after-all", "partition-id", "replica-id", "domain", "copy-done", "slice-done"),
-    *("all-gather-done", "all-reduce-done", "collective-permute-done", "async-done", "async-update"),
+    *("all-gather-done", "all-reduce-done", "collective-permute-done"),
+    *("async-start", "async-update", "async-done"),  # what they call is counted by itself
 }
 _PASSES = {"high": 3, "highest": 6}
 """A float32 product on units that multiply bfloat16 takes so many passes where such a precision is asked for."""
@@ -129,54 +130,65 @@ def _pairs(
 
 def _traffic(module: Module, computation: Computation, one: Instruction) -> int:
     """The bytes that an instruction reads from and writes to main memory."""
-    if one.opcode in _FREE or (one.opcode == "custom-call" and "ConcatBitcast" in one.attributes):
-        return 0
-    arrays = {name: computation.instructions[name].shapes for name in one.operands if name in computation.instructions}
+    if one.opcode in _FREE or (one.opcode == "custom-call" and "tpu_custom_call" not in one.attributes):
+        return 0  # other custom calls allocate, or name what is there
+    arrays = [computation.instructions[name].shapes for name in one.operands if name in computation.instructions]
     if one.opcode in ("copy-start", "slice-start"):  # its result holds its operand, too
         result = one.shapes[0] if one.opcode == "copy-start" else one.shapes[-2 if len(one.shapes) > 2 else -1]
-        spaces = [result.space] + [s.space for shapes in arrays.values() for s in shapes[:1]]
+        spaces = [result.space] + [s.space for shapes in arrays for s in shapes[:1]]
         return result.bytes * sum(space == 0 for space in spaces)
-    if one.opcode == "dynamic-slice":
-        return _written(one.shapes) + _written(one.shapes)
+    if one.opcode in ("slice", "dynamic-slice", "gather"):
+        read = one.shapes[0].bytes if arrays and arrays[0] and arrays[0][0].space == 0 else 0
+        return read + _written(one.shapes)
     if one.opcode == "dynamic-update-slice":
-        return 2 * _written(arrays.get(one.operands[1], ()))
+        return 2 * _written(arrays[1])
     if one.opcode == "fusion":
-        (inner,) = one.called("calls")
-        return _fusion(module.computations[inner], one, [arrays.get(name, ()) for name in one.operands])
+        (name,) = one.called("calls")
+        inner = module.computations[name]
+        reads = sum(_read(module, inner, index, shapes) for index, shapes in enumerate(arrays))
+        return reads + _fusion_writes(inner, one)
     shapes = one.shapes if not one.opcode.endswith("-start") else one.shapes[: max(1, len(one.shapes) // 2)]
-    return _written(shapes) + sum(_written(s) for s in arrays.values())
+    return _written(shapes) + sum(_written(s) for s in arrays)
 
 
 def _written(shapes: tuple[Shape, ...]) -> int:
     return sum(s.bytes for s in shapes if s.space == 0)
 
 
-def _fusion(inner: Computation, one: Instruction, operands: list[tuple[Shape, ...]]) -> int:
-    """What a fusion reads and writes: slices of operands that it only slices, updates of what it updates in place."""
-    parameters = {int(i.inside): i for i in inner.instructions.values() if i.opcode == "parameter"}
+def _read(module: Module, inner: Computation, index: int, shapes: tuple[Shape, ...]) -> int:
+    """What a fusion reads of an operand in main memory: all of it, or the slices that it takes."""
+    whole = _written(shapes)
+    name = next((i.name for i in inner.instructions.values() if i.opcode == "parameter" and int(i.inside) == index), "")
+    return min(whole, _used(module, inner, name, whole)) if whole and name else whole
+
+
+def _used(module: Module, inner: Computation, name: str, whole: int) -> int:
     total = 0
-    for index, shapes in enumerate(operands):
-        users = inner.users(parameters[index].name) if index in parameters else []
-        name = parameters[index].name if index in parameters else ""
-        if users and all(_partial(user, name) for user in users):
-            part = sum(_part(inner, user) for user in users)
-            total += min(part, _written(shapes)) if _written(shapes) else 0
+    for user in inner.users(name):
+        if user.opcode in ("dynamic-slice", "gather", "slice") and user.operands[0] == name:
+            total += user.shapes[0].bytes
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            continue  # in place: what is there is not read
+        elif user.opcode == "bitcast":
+            total += _used(module, inner, user.name, whole)
+        elif user.opcode == "fusion":  # fused again
+            below = module.computations[user.called("calls")[0]]
+            for index in (i for i, operand in enumerate(user.operands) if operand == name):
+                total += _read(module, below, index, (Shape("u8", (whole,)),))
         else:
-            total += _written(shapes)
-    root = inner.instructions[inner.root]
-    parts = [inner.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
-    for part, shape in zip(parts, one.shapes, strict=False):
-        if shape.space == 0:
-            total += min(_part(inner, part), shape.bytes) if part.opcode == "dynamic-update-slice" else shape.bytes
+            return whole
     return total
 
 
-def _partial(user: Instruction, name: str) -> bool:
-    """Whether an instruction touches only a part of this operand."""
-    return user.opcode in ("dynamic-slice", "gather", "slice", "dynamic-update-slice") and user.operands[0] == name
-
-
-def _part(inner: Computation, user: Instruction) -> int:
-    if user.opcode == "dynamic-update-slice":  # in place: what is there is not read, the update is written
-        return inner.instructions[user.operands[1]].shapes[0].bytes
-    return user.shapes[0].bytes
+def _fusion_writes(inner: Computation, one: Instruction) -> int:
+    """What a fusion writes to main memory: its results, or the updates of what it updates in place."""
+    root = inner.instructions[inner.root]
+    parts = [inner.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
+    total = 0
+    for part, shape in zip(parts, one.shapes, strict=False):
+        while part.opcode == "bitcast":
+            part = inner.instructions[part.operands[0]]
+        updated = part.opcode == "dynamic-update-slice"
+        size = inner.instructions[part.operands[1]].shapes[0].bytes if updated else shape.bytes
+        total += min(size, shape.bytes) if shape.space == 0 else 0
+    return total
