@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from adaptlab import leaf, tree
 
-__all__ = ["Adaptation", "axes_of", "count_trained", "materialize", "prepared"]
+__all__ = ["Adaptation", "axes_of", "count_trained", "in_full", "materialize", "prepared"]
 
 PyTree = Any
 
@@ -50,6 +53,11 @@ def count_trained(adaptation: Adaptation, base: PyTree, delta: PyTree) -> int:
       delta: what `init` returned.
     """
     return tree.count(delta) if adaptation.count is None else adaptation.count(base, delta)
+
+
+def in_full(w: jax.Array) -> jax.Array:
+    """Return a copy of a base's array to train: of numbers in 16 bits, in float32, or small updates would be lost."""
+    return w.astype(jnp.float32) if w.dtype in (jnp.bfloat16, jnp.float16) else jnp.copy(w)
 
 
 def materialize(params: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from adaptlab import leaf, tree
-from adaptlab.adapt.adaptation import Adaptation, axes_of
+from adaptlab.adapt.adaptation import Adaptation, axes_of, in_full
 
 __all__ = ["anchors", "bitfit", "freeze_below", "layer_norm", "linear_probe", "selected"]
 
@@ -54,7 +54,7 @@ def selected(
             w = _array(path, flat[path])
             if cut and not len(range(w.shape[0])[first:stop]):
                 raise ValueError(f"layers={[first, stop]} is empty: {path} has the layers 0 to {w.shape[0] - 1}.")
-            delta[place] = w[first:stop] if cut else jnp.copy(w)
+            delta[place] = in_full(w[first:stop] if cut else w)
         return tree.unflatten(delta)
 
     def bind(base: Any, delta: Any) -> Any:
@@ -148,7 +148,7 @@ def anchors(base: Any, delta: Any) -> Any:
         if not rest:
             return jnp.zeros_like(x)
         cut = _RANGE.fullmatch(above)
-        start = leaf.dense(flat[rest])
+        start = leaf.dense(flat[rest]).astype(x.dtype)
         return start[slice(*(int(n) if n else None for n in cut.groups()))] if cut else start
 
     return tree.map_with_path(anchor, delta)
@@ -165,6 +165,7 @@ def _array(path: str, w: Any) -> jax.Array:
 
 def _between(path: str, w: jax.Array, part: jax.Array, first: int | None, stop: int | None) -> Any:
     chosen = range(w.shape[0])[first:stop]
+    w = w.astype(part.dtype)
     whole = jnp.concatenate([w[: chosen.start], part, w[chosen.stop :]])
     if w.ndim < 3 or path.endswith(("scale", "bias")):
         return whole

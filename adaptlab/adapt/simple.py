@@ -4,17 +4,16 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 
 from adaptlab import leaf, tree
-from adaptlab.adapt.adaptation import Adaptation, axes_of, count_trained, prepared
+from adaptlab.adapt.adaptation import Adaptation, axes_of, count_trained, in_full, prepared
 from adaptlab.config import GIVEN
 
 __all__ = ["frozen", "full", "partition", "scratch"]
 
 
 def full() -> Adaptation:
-    """Full fine-tuning: delta is the adapted weights themselves, starting as a copy of the base.
+    """Full fine-tuning: delta is the adapted weights themselves, starting as a copy of the base, in float32 at least.
 
     Trains every parameter: count(delta) = count(base).
 
@@ -29,7 +28,7 @@ def full() -> Adaptation:
                 f"full() cannot train {codes}: they are quantised. Train beside them with lora(), or open the base as "
                 f"it is (base.quantize=null); quantization_aware() trains float weights for a quantised use."
             )
-        return jax.tree.map(jnp.copy, base)
+        return jax.tree.map(in_full, base)
 
     return Adaptation(
         init=init,

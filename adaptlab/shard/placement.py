@@ -64,6 +64,8 @@ class Placement(NamedTuple):
       rest: logical axis -> mesh axes of what rests.
       compute: logical axis -> mesh axes of what computes.
       moments: logical axis -> mesh axes of the optimiser's state, such as `ZERO1`; None is as what it belongs to.
+      moments_on_host: whether the optimiser's state rests in the host's memory ("pinned_host") and visits the devices
+        for each update.
     """
 
     mesh: Mesh
@@ -71,6 +73,7 @@ class Placement(NamedTuple):
     rest: Rules = REST
     compute: Rules = COMPUTE
     moments: Rules | None = None
+    moments_on_host: bool = False
 
     @property
     def replicated(self) -> NamedSharding:

@@ -81,7 +81,10 @@ def make_program(
     def pinned(state: TrainState, numbers: Numbers) -> TrainState:
         if placement is None:
             return state
-        return pin(state, _where(state, adapt(numbers), optim(numbers), placement))
+        state = pin(state, _where(state, adapt(numbers), optim(numbers), placement))
+        if placement.moments_on_host:
+            state = state._replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Host))
+        return state
 
     def init(numbers: Numbers, seed: Any, base: Any, moments: Any = None) -> TrainState:
         adaptation, optimizer = adapt(numbers), optim(numbers)
@@ -93,15 +96,17 @@ def make_program(
         return pinned(state, numbers)
 
     def step(numbers: Numbers, seed: Any, state: TrainState, base: Any, batch: Any) -> Any:
-        adaptation = adapt(numbers)
+        adaptation, visiting = adapt(numbers), state
+        if placement is not None and placement.moments_on_host:
+            visiting = state._replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Device))
 
         def as_delta(grads: Any) -> Any:
             return grads if placement is None else pin(grads, _where_moments(grads, adaptation, placement))
 
         objective = make_objective(loss(numbers), adaptation, terms(numbers))
         one = make_step(objective, optim(numbers), accumulate=accumulate, rest=as_delta)
-        state, metrics = one(state, base, batch, key_for(seed, "step", state.step))
-        return pinned(state, numbers), metrics
+        after, metrics = one(visiting, base, batch, key_for(seed, "step", state.step))
+        return pinned(after, numbers), metrics
 
     def bind(numbers: Numbers, base: Any, delta: Any) -> Any:
         return adapt(numbers).bind(base, delta)
