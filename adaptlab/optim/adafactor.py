@@ -49,7 +49,7 @@ def adafactor(
       min_size_to_factor: an array is factored over its two largest axes if both are at least this long.
       weight_decay: decoupled, times the scheduled learning rate.
       clip: the largest global gradient norm; None does not clip.
-      groups: the parameter groups. Layers of one array that start apart are blocks of their own; t counts from each start.
+      groups: the parameter groups. Layers of one array that start apart are each a block, and t counts from its start.
 
     Raises:
       ValueError: when updating, if layers start apart in an array so deep that it is factored over its layers.
