@@ -7,7 +7,7 @@ from adaptlab.models.llama import LlamaShape, llama
 from adaptlab.models.losses import classification, cross_entropy, language_modelling
 from adaptlab.models.mixtral import MixtralShape, mixtral
 from adaptlab.models.mlp import mlp
-from adaptlab.models.model import Model, Pretrained, Slot
+from adaptlab.models.model import Model, Pretrained, Slot, placed
 from adaptlab.models.pretrained import from_shape, pretrained, save_hf
 from adaptlab.models.quantize import Quantization, quantize, quantized
 from adaptlab.models.stack import REMAT_POLICIES
@@ -33,6 +33,7 @@ __all__ = [
     "mixtral",
     "mlp",
     "names",
+    "placed",
     "pretrained",
     "quantize",
     "quantized",

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Model", "Pretrained", "Slot"]
+from adaptlab.shard import Placement, on
+
+__all__ = ["Model", "Pretrained", "Slot", "placed"]
 
 PyTree = Any
 
@@ -51,6 +53,12 @@ class Model(NamedTuple):
     axes: Callable[[], PyTree]
     slots: Callable[[], dict[str, Slot]] = dict
     intermediates: Callable[..., dict[str, Any]] | None = None
+
+
+def placed(model: Model, placement: Placement) -> Model:
+    """Return the model computing on a placement's mesh, whoever applies it."""
+    recorded = None if model.intermediates is None else on(placement, model.intermediates)
+    return model._replace(apply=on(placement, model.apply), intermediates=recorded)
 
 
 class Pretrained(NamedTuple):

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from adaptlab import config, data, leaf, measure, models, shard
+from adaptlab.models.stack import DTYPES
 from adaptlab.study.settings import Training
 
 __all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "origin", "sharing"]
@@ -79,16 +80,34 @@ def open_base(
     `given` is what the framework says of the model, such as the `classes` of a head.
 
     Raises:
-      ConfigError: `base.quantize` says what its schemes do not have.
+      ConfigError: `base.quantize` says what its schemes do not have, or `base.weights_dtype` is no dtype of weights.
     """
     how = _quantization(base)
     pretrained = config.instantiate(base["model"], **given)
     pretrained, params = (
         (pretrained, (pretrained.parts or pretrained.load)()) if how is None else models.quantized(pretrained, how)
     )
+    params = _stored_as(params, base.get("weights_dtype", "float32"))
     placement = shard.Placement(mesh, pretrained.model.axes())
+    pretrained = pretrained._replace(model=models.placed(pretrained.model, placement))
     axes = leaf.array_axes(placement.axes, params)
     return pretrained, placement, shard.place(params, placement.shardings(axes, params))
+
+
+def _stored_as(params: Any, dtype: str) -> Any:
+    """The weights in the dtype they are to rest in; quantised ones keep theirs."""
+    if dtype not in DTYPES:
+        raise config.ConfigError(f"base.weights_dtype={dtype!r} is not one of {sorted(DTYPES)}.")
+    wanted = np.dtype(DTYPES[dtype])
+
+    def cast(x: Any) -> Any:
+        if leaf.is_node(x) or x.dtype == wanted:
+            return x
+        if isinstance(x, shard.Stored):
+            return shard.Stored(x.shape, wanted, lambda index: x.read(index).astype(wanted))
+        return np.asarray(x).astype(wanted)
+
+    return jax.tree.map(cast, params, is_leaf=lambda x: leaf.is_node(x) or isinstance(x, shard.Stored))
 
 
 def _quantization(base: Mapping[str, Any]) -> models.Quantization | None:

@@ -116,6 +116,7 @@ def open_pretraining(
     log.info("rows of %d tokens to train on: %s", training.length, rows)
     model = models.from_shape(shape, capacity_factor=capacity_factor)
     placement = shard.Placement(mesh, model.axes())
+    model = models.placed(model, placement)
     key = rng.key_for(seed, "pretrain/init")
     where = placement.shardings(placement.axes, jax.eval_shape(model.init, key))
     fixed = {name: data.fixed_batches(domain.held_out, held_out.batch_size) for name, domain in loaded.items()}

@@ -23,6 +23,8 @@ class Base:
         that is not known.
       quantize: rounds its weights to few bits as they are loaded: a scheme, e.g. nf4 or stored, or a mapping of the
         arguments of `adaptlab.models.Quantization`; null leaves them as they are.
+      weights_dtype: of the weights where they rest, "float32" or "bfloat16", which takes half the memory. (What
+        trains is kept in float32 beside them; `model.dtype` is that of activations and products.)
     """
 
     model: Call
@@ -30,6 +32,7 @@ class Base:
     weights: Call
     optimizer: Call | None = None
     quantize: str | dict[str, Any] | None = None
+    weights_dtype: str = "float32"
 
 
 @dataclass(frozen=True)

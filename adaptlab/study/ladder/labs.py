@@ -143,6 +143,7 @@ def pretraining_lab(text: LadderText, cell: Cell, *, measurements: int, save_eve
         context=text.ladder.length,
     )
     placement = shard.Placement(text.mesh, model.axes())
+    drawn = drawn._replace(model=models.placed(model, placement))
     where = placement.shardings(placement.axes, jax.eval_shape(model.init, jax.random.key(0)))
     training = Training(
         duration=duration(steps=cell.budget.steps),
