@@ -68,7 +68,7 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
                 try:
                     value = f(schema(**node), folder)
                 except preempt.Preempted as told:
-                    log.warning("%s; saved in %s: the same command goes on from there", told, folder)
+                    log.warning("%s; saved in %s: the same command goes on from there", told, hosts.shared(folder))
                     preempt.leave()
                 folders.close_folder(folder, value)
                 hosts.barrier()  # a process that ends early takes the others with it

@@ -200,7 +200,7 @@ def _lab(
         params=params,
         placement=placement,
         measurement=measure.held_out_text(pretrained.model, text.token_bytes_V),
-        held_out={name: [jax.device_put(b, placement.batch) for b in some] for name, some in text.held_out.items()},
+        held_out={name: [shard.put(b, placement.batch) for b in some] for name, some in text.held_out.items()},
         train=rows,
         training=training,
         total_steps=steps,
