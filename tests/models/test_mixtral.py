@@ -17,7 +17,17 @@ from adaptlab.adapt import count_trained, full, load_delta, lora, materialize, s
 from adaptlab.adapt.peft import to_peft
 from adaptlab.adapt.peft_layout import Checkpoint
 from adaptlab.flops import count_flops
-from adaptlab.models import LlamaShape, MixtralShape, Model, language_modelling, llama, mixtral, pretrained, save_hf
+from adaptlab.models import (
+    LlamaShape,
+    MixtralShape,
+    Model,
+    from_shape,
+    language_modelling,
+    llama,
+    mixtral,
+    pretrained,
+    save_hf,
+)
 from adaptlab.models.llama_family import LLAMA
 from adaptlab.models.moe import capacity, load_balancing_loss, router_z_loss
 from adaptlab.models.names import hf_names
@@ -385,6 +395,7 @@ def test_flops_are_those_of_all_experts_or_of_the_slots(factor: float | None):
         (lambda: MixtralShape(24, 16, 2, 4, 2, 6, 20, experts=2, active=3), r"active=3 of experts=2.*1 to 2"),
         (lambda: MixtralShape(24, 16, 2, 4, 3, 6, 20), r"heads=4 is not a multiple of kv_heads=3"),
         (lambda: mixtral(SHAPE, capacity_factor=0.0), r"capacity_factor=0.0 leaves no room"),
+        (lambda: from_shape(SHAPE.dense(), capacity_factor=1.0), r"capacity_factor=1.0: a 'llama' has no experts"),
     ],
 )
 def test_impossible_mixtures_are_errors_when_they_are_made(make: Any, message: str):
