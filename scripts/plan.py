@@ -110,7 +110,6 @@ def plan(asked: Planning, folder: Path) -> bool:
 @al.config.main("plan", Planning)
 def main(node: dict[str, Any], folder: Path) -> None:
     """Plan a job."""
-    node.pop("experiment", None)
     if not plan(Planning(**node), folder):
         sys.exit(DOES_NOT_FIT)
 

@@ -71,6 +71,7 @@ def test_there_is_a_yaml_for_each_part_of_a_study():
         "measure",
         "mesh",
         "method",
+        "model",
         "optim",
         "schedule",
         "task",
@@ -91,6 +92,7 @@ MEMBERS = {
     "groups": ["rate", "decay", "start"],
     "launch": ["render", "secrets_from_here"],
     "mesh": ["devices"],
+    "model": ["init", "apply", "axes"],
     "optim": ["init", "update"],
     "schedule": [],
 }

@@ -30,6 +30,7 @@ SCHEMAS = {
     "scripts.launch": ("launch", "Launch"),
     "scripts.merge": ("merge", "Merging"),
     "scripts.peft": ("peft", "Exchange"),
+    "scripts.plan": ("plan", "Planning"),
     "scripts.plot_schedule": ("plot_schedule", "Plot"),
 }
 
