@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def command(overrides: list[str]) -> list[str]:  # noqa: F811
-    return ["experiments.forgetting", *overrides, "training.duration.steps=20", "mesh=auto"]
+    return ["experiments.forgetting", *overrides, "training.duration.steps=80", "mesh=auto"]
 
 
 @pytest.fixture(scope="module")
