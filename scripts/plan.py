@@ -38,6 +38,7 @@ class Planning:
       accumulate: microbatches of an update.
       base_dtype: of the base's numbers.
       quantize: how the base is rounded, as in `base.quantize`.
+      moments: where the optimiser's state rests.
       loss: the config of a loss, or null for the usual one.
       tokens: the budget.
       power: watts of one chip; null takes what is known of it.
@@ -60,6 +61,7 @@ class Planning:
     accumulate: int
     base_dtype: Literal["float32", "bfloat16"]
     quantize: str | dict[str, Any] | None
+    moments: Literal["zero1", "host"] | None
     loss: dict[str, Any] | None
     tokens: float
     power: float | None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from adaptlab import adapt, config, data, flops, leaf, models, shard, train, tree
 from adaptlab.config.check import locate
 
-__all__ = ["Job", "arguments", "check_batch", "describe", "make_program", "model_flops", "scanned"]
+__all__ = ["Job", "arguments", "check_batch", "describe", "make_program", "model_flops", "placed", "scanned"]
 
 _STEPS = 1000  # for a schedule: any number is the same program
 
@@ -32,6 +32,8 @@ class Job(NamedTuple):
       accumulate: microbatches of an update.
       base_dtype: of the base's numbers, "float32" or "bfloat16".
       quantize: how the base is rounded: a scheme, or a mapping (`adaptlab.models.Quantization`); None leaves it.
+      moments: where the optimiser's state rests: None as what it belongs to, "zero1" shared out over `data` too, "host"
+        in the host's memory.
     """
 
     model: Mapping[str, Any]
@@ -46,6 +48,7 @@ class Job(NamedTuple):
     accumulate: int
     base_dtype: str
     quantize: str | Mapping[str, Any] | None
+    moments: str | None = None
 
 
 def describe(job: Job) -> Mapping[str, int]:
@@ -62,6 +65,18 @@ def scanned(model: Mapping[str, Any]) -> dict[str, Any]:
     """A model's config, scanned as on an accelerator: `unroll=None` asks the backend, and that is this machine's."""
     takes = "unroll" in inspect.signature(locate(model["_target_"])).parameters
     return {**model, "unroll": 1} if takes and model.get("unroll") is None else dict(model)
+
+
+def placed(job: Job, model: Any, mesh: jax.sharding.Mesh) -> shard.Placement:
+    """Return where a job's arrays live.
+
+    Raises:
+      ValueError: a place of the moments that there is not.
+    """
+    if job.moments not in (None, "zero1", "host"):
+        raise ValueError(f"moments={job.moments!r} is not one of [None, 'zero1', 'host'].")
+    rules = shard.ZERO1 if job.moments == "zero1" else None
+    return shard.Placement(mesh, model.axes(), moments=rules, moments_on_host=job.moments == "host")
 
 
 def check_batch(job: Job, placement: shard.Placement) -> None:

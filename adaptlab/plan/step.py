@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from adaptlab import config, shard
+from adaptlab import config
 from adaptlab.plan.hlo import Module, parse_hlo
-from adaptlab.plan.job import Job, arguments, check_batch, describe, make_program, model_flops, scanned
+from adaptlab.plan.job import Job, arguments, check_batch, describe, make_program, model_flops, placed, scanned
 from adaptlab.plan.memory import Memory, read_memory
 from adaptlab.train.program import abstract_state
 
@@ -60,7 +60,7 @@ def compile_step(job: Job, devices: Sequence[Any]) -> Step:
     """
     mesh = config.instantiate({k: v for k, v in job.mesh.items() if k != "devices"}, devices=devices)
     model = config.instantiate(scanned(job.model))
-    placement = shard.Placement(mesh, model.axes())
+    placement = placed(job, model, mesh)
     check_batch(job, placement)
     numbers, seed, base, batch = arguments(job, model, placement)
     program = make_program(job, model, placement)

@@ -100,6 +100,8 @@ def changes(plan: Plan, job: Job) -> Iterator[Change]:
     room = max(chip.hbm - resting, 1)
     for cut in _microbatches(job, parts, working / room if memory else 2.0):
         yield Change((f"accumulate={cut}",), job._replace(accumulate=cut))
+    if mesh["data"] > 1 and job.moments is None and job.slices > 1:
+        yield Change(("moments=zero1",), job._replace(moments="zero1"))
     if frozen and job.base_dtype == "float32":
         yield Change(("base_dtype=bfloat16",), job._replace(base_dtype="bfloat16"))
     if frozen and job.quantize is None:

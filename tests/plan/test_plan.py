@@ -84,12 +84,17 @@ def test_shared_out_weights_are_gathered_and_gradients_reduced(written: dict[str
         (["mesh.data=3"], r"data=3 needs 3 devices.*product is 8"),
         (["mesh.data=8", "batch_size=4"], r"batch_size=4 rows .* 8 parts .*choose batch_size from multiples of 8"),
         (["mesh.data=8", "batch_size=16", "accumulate=4"], r"accumulate=4 .*choose accumulate from \[1, 2\]"),
-        (["mesh.data=1", "mesh.tensor=8"], r"heads|kv_heads"),
+        (["mesh.data=1", "mesh.tensor=8"], r"heads"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do(overrides: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         measure({"job": job("topology=v5e:2x4", *overrides)._asdict(), "backend": "cpu"})
+
+
+def test_moments_rest_with_what_they_belong_to_or_apart_or_on_the_host():
+    with pytest.raises(ValueError, match=r"moments='disk' is not one of \[None, 'zero1', 'host'\]"):
+        measure({"job": job("topology=v5e:2x4")._replace(moments="disk")._asdict(), "backend": "cpu"})
 
 
 def test_what_a_job_gets_wrong_is_an_error_of_the_process_that_asked():
