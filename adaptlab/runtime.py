@@ -13,11 +13,15 @@ log = logging.getLogger(__name__)
 def configure() -> None:
     """Keep compiled programs between processes, so that the second start of a program does not compile.
 
+    On a CPU, decompositions (LAPACK, by SciPy's OpenBLAS) get one thread each unless `$OPENBLAS_NUM_THREADS` says
+    otherwise: matrices here are small and many, and its threads wait for each other by spinning.
+
     The cache is `$JAX_COMPILATION_CACHE_DIR` if that is set, otherwise a folder beside adaptlab's other cached
     files (`$ADAPTLAB_CACHE`, or the user's cache folder).
     """
     import jax
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # SciPy's is loaded with the first decomposition
     for chatty in ("jax", "absl", "orbax"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

@@ -17,6 +17,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     [*_XLA, os.environ.get("XLA_FLAGS", "")]
 ).strip()  # the user's own have the last word
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads wait for each other by spinning
 
 import jax
 from hypothesis import settings
