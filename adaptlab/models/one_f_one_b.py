@@ -4,7 +4,7 @@ Letters: as in `adaptlab.models.pipeline`.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ SCHEDULES = ("1f1b", "gpipe")
 Loss = Callable[[Any, Any, jax.Array], Mean]
 
 
-def pipelined(loss: Loss, *, microbatches: int, schedule: Literal["1f1b", "gpipe"] = "1f1b") -> Loss:
+def pipelined(loss: Loss, *, microbatches: int, schedule: str = "1f1b") -> Loss:
     """Return the same loss, whose gradient is computed as a pipeline on a mesh with stages; elsewhere itself.
 
     "gpipe" is `adaptlab.models.pipeline.gpipe`: all microbatches forward, then all backward. "1f1b" is PipeDream-Flush

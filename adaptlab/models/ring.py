@@ -147,7 +147,10 @@ def _rounds(ring: _Ring, step: Callable[..., Any], add: Callable[..., Any], tota
         passed = jax.lax.ppermute(held, ring.axis, neighbours)
         return (add(total, step(held, (here - turn) % C)), passed), None
 
-    (total, held), _ = jax.lax.scan(body, (total, held), jnp.arange(C - 1, dtype=here.dtype))
+    # XLA's CPU backend may run a loop beside other collectives, in another order on each device, which then wait for
+    # each other for ever: there are no loops on simulated devices.
+    unroll = C if jax.default_backend() == "cpu" else 1
+    (total, held), _ = jax.lax.scan(body, (total, held), jnp.arange(C - 1, dtype=here.dtype), unroll=unroll)
     return add(total, step(held, (here + 1) % C))
 
 

@@ -71,7 +71,7 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
     if policy is not None:
         layer = nn.remat(layer, policy=policy, prevent_cse=False)
 
-    def scanned(length: int) -> Any:
+    def scanned(length: int, unroll: int = unroll) -> Any:
         return nn.scan(
             layer,
             variable_axes={"params": 0, **dict.fromkeys(MOE_KINDS, 0)},
@@ -92,8 +92,10 @@ def _run(scanned: Any, fields: Any, module: nn.Module, x: jax.Array, *args: Any)
         return module(x, *args)  # pyright: ignore[reportCallIssue]
 
     def run(layers: Any, x: jax.Array, args: Any, key: Any) -> jax.Array:
-        some = scanned(jax.tree.leaves(layers)[0].shape[0])(*fields)
-        return some.apply({"params": layers}, x, *args, rngs=None if key is None else {"dropout": key})[0]
+        length = jax.tree.leaves(layers)[0].shape[0]
+        # Loops in loops with collectives may deadlock on simulated devices, see `adaptlab.models.ring`.
+        some = scanned(length, length) if jax.default_backend() == "cpu" else scanned(length)
+        return some(*fields).apply({"params": layers}, x, *args, rngs=None if key is None else {"dropout": key})[0]
 
     key = module.make_rng("dropout") if module.has_rng("dropout") else None
     return route(Stack(module.variables["params"], run, x, args, key)), None

@@ -31,7 +31,7 @@ def named(values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "whole"])
-@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one", "packed"])
+@pytest.mark.parametrize("segments", [pytest.param(None, marks=pytest.mark.slow), SEGMENTS], ids=["one", "packed"])
 def test_attention_in_blocks_has_the_value_gradient_and_second_derivative_of_attention_at_once(causal, segments):
     mask, weight = Mask(segments, T, causal), arrays(3)[0]
 
@@ -46,6 +46,7 @@ def test_attention_in_blocks_has_the_value_gradient_and_second_derivative_of_att
     close(named(got), named(all_of(lambda q, k, v: attention(q, k, v, mask.dense()))))
 
 
+@pytest.mark.slow
 def test_blocks_may_be_batched():
     q, k, v = (jnp.stack([x, 2 * x]) for x in arrays(0))
     mask = Mask(None, T, causal=True)
@@ -58,6 +59,7 @@ def test_blocks_may_be_batched():
         close({"dk": batched[i]}, {"dk": jax.jit(gradient)(k[i], q[i], v[i])})
 
 
+@pytest.mark.slow
 def test_the_log_of_the_softmax_sum_has_its_derivative_too():
     q, k, v = arrays(0)
     mask = Mask(None, T, causal=False)
@@ -104,7 +106,7 @@ def with_slots(params: Any, shape: Any) -> Any:
     return params | {"layers": params["layers"] | {"attention": found}, "prompt": leaf.Prompt(rows)}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", pytest.param("bert", marks=pytest.mark.slow)])
 def test_a_model_attends_in_blocks_as_at_once_behind_prefix_and_prompt(family):
     make, shape = FAMILIES[family]
     params = scattered(jax.jit(make(shape).init)(jax.random.key(0)), 0)

@@ -92,13 +92,15 @@ def ring_gradient(causal: bool) -> str:
 KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
 
 
-@pytest.mark.parametrize(("causal", "around", "swaps"), [(False, 3, 0), (True, 3, 16)], ids=["whole", "causal"])
-def test_only_neighbours_talk_and_nothing_is_gathered(causal: bool, around: int, swaps: int):
+@pytest.mark.parametrize(
+    ("causal", "swaps"), [pytest.param(False, 0, marks=pytest.mark.slow), (True, 12)], ids=["whole", "causal"]
+)
+def test_only_neighbours_talk_and_nothing_is_gathered(causal: bool, swaps: int):
     found = Counter(re.findall(rf" ({KINDS})(?:-start)?\(", ring_gradient(causal)))
-    # Three go round, each in a loop of seven rounds: keys and values on the way out, and with their gradients on the
-    # way back. The causal layout sends both halves of q, of k and v, of o, of L, and of the gradient of each, once.
-    assert set(found) == {"collective-permute"}
-    assert around <= found["collective-permute"] <= around + swaps
+    # Seven rounds each: of keys with values, and of their gradients. (Where rounds are a loop, keys and values go round
+    # again on the way back; here there is none, and the compiler merges the two.) The causal layout sends two halves of
+    # q, of k with v, and of o, and of the gradient of each, once.
+    assert found == {"collective-permute": 2 * 7 + swaps}
 
 
 @pytest.mark.slow
