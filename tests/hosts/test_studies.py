@@ -133,8 +133,9 @@ def test_a_notice_to_one_process_saves_all_and_the_same_command_goes_on_to_the_s
 
 
 def test_a_sweep_of_two_processes_is_preempted_and_goes_on(command: list[str], cache: Path, tmp_path: Path):
-    sweep = [*command, "--multirun", "hydra/launcher=vmap", "methods.lora.optim.lr=1e-3,2e-3,3e-3,4e-3"]
-    sweep += ["~methods.full", "training.save_every=1000", "mesh=single"]
+    study, *given = command
+    sweep = [study, "--multirun", *given, "hydra/launcher=vmap", "methods.lora.optim.lr=1e-3,2e-3,3e-3,4e-3"]
+    sweep += ["~methods.full", "training.save_every=1000", "mesh=single", "hydra.launcher.how=map"]
     wanted = tmp_path / "wanted"
     assert ended(start(sweep, 2, wanted, cache)) == [0, 0], said(wanted)
     told = tmp_path / "told"
