@@ -8,6 +8,8 @@ from adaptlab.models.losses import classification, cross_entropy, language_model
 from adaptlab.models.mixtral import MixtralShape, mixtral
 from adaptlab.models.mlp import mlp
 from adaptlab.models.model import Model, Pretrained, Slot, placed
+from adaptlab.models.one_f_one_b import pipelined
+from adaptlab.models.pipeline import bubble_fraction
 from adaptlab.models.pretrained import from_shape, pretrained, save_hf
 from adaptlab.models.quantize import Quantization, quantize, quantized
 from adaptlab.models.stack import REMAT_POLICIES
@@ -24,6 +26,7 @@ __all__ = [
     "Slot",
     "bert",
     "bert_classifier",
+    "bubble_fraction",
     "classification",
     "cross_entropy",
     "from_shape",
@@ -33,6 +36,7 @@ __all__ = [
     "mixtral",
     "mlp",
     "names",
+    "pipelined",
     "placed",
     "pretrained",
     "quantize",
