@@ -90,13 +90,15 @@ class Trained(NamedTuple):
 
 @functools.cache
 def base_of(row: Row) -> Any:
-    """Weights at random, biases and scales too: on the host."""
-    params = jax.jit(row.model().init)(jax.random.key(0))
-    leaves, structure = jax.tree.flatten(params)
+    return scattered_base(row.model())
+
+
+def scattered_base(model: Model) -> Any:
+    """Weights at random, biases and scales too, large enough for gradients above rounding: on the host."""
+    leaves, structure = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(
-        structure, [np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-    )
+    moved = [np.asarray(x) + 0.05 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+    return jax.tree.unflatten(structure, moved)
 
 
 def train(
@@ -120,7 +122,8 @@ def train(
     program = make_program(
         lambda _: loss,
         lambda _: adapt(),
-        lambda n: adamw(n["lr"], total_steps=8, clip=1.0),
+        # Adam divides by |g| + eps: where g is rounding and no more, so would be its step, were eps as small.
+        lambda n: adamw(n["lr"], total_steps=8, clip=1.0, eps=1e-5),
         accumulate=accumulate,
         placement=placement,
     )
