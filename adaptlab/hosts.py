@@ -69,7 +69,7 @@ class _Job:
 
     def __init__(self) -> None:
         self.wait_seconds, self.met, self.lock = 1800.0, 0, threading.Lock()
-        self.mirrors: dict[Path, Path] = {}  # private folder -> the study's
+        self.mirrors: dict[Path, Path] = {}  # where this process works -> the study's folder
 
     def meeting(self) -> str:
         """A name that all processes give the same meeting, since all of them meet in one order."""
@@ -235,7 +235,8 @@ def mirrored(folder: Path, claim: Callable[[], Any] = lambda: None) -> Iterator[
     Raises:
       HostError: another process does not see it, or failed.
     """
-    if count() == 1 or shared(folder) != folder:  # alone, or inside a folder that is mirrored already
+    inside = any(folder.absolute().is_relative_to(own) for own in _JOB.mirrors)
+    if count() == 1 or inside:  # alone, or a job of a sweep whose folder is mirrored already
         claim()
         yield folder
         return
@@ -247,7 +248,9 @@ def mirrored(folder: Path, claim: Callable[[], Any] = lambda: None) -> Iterator[
 
     study, private, stack = Path(agreed(claimed)), None, ExitStack()
     try:
-        if not is_leader():
+        if is_leader():
+            _JOB.mirrors[study] = study
+        else:
             private = Path(tempfile.mkdtemp(prefix=f"adaptlab-{_state().process_id}-"))
             _copy(study, private / study.name)
             _JOB.mirrors[private / study.name] = study
@@ -258,8 +261,8 @@ def mirrored(folder: Path, claim: Callable[[], Any] = lambda: None) -> Iterator[
         yield study if private is None else private / study.name
     finally:
         stack.close()
+        _JOB.mirrors.pop(study if private is None else private / study.name, None)
         if private is not None:
-            _JOB.mirrors.pop(private / study.name, None)
             shutil.rmtree(private, ignore_errors=True)
 
 

@@ -40,6 +40,8 @@ def agreement(folder: Path) -> None:
         assert (own == folder) == hosts.is_leader()
         assert (own / "journal").read_text() == "before"
         assert hosts.shared(own / "checkpoints") == folder / "checkpoints"
+        with hosts.mirrored(own / "job") as job:  # of a sweep: no meeting, and no other folder
+            assert job == own / "job"
         (own / "journal").write_text(f"by {jax.process_index()}")
         print("on the terminal")
     hosts.barrier()
