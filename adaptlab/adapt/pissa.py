@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from adaptlab import leaf, tree
+from adaptlab import leaf, linalg, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
 from adaptlab.adapt.matrices import count_ranks, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
@@ -121,15 +121,15 @@ def leading_triples(
     """
     w_DF = w_DF.astype(jnp.float32)
     if iterations is None:
-        u_DR, s_R, v_RF = jnp.linalg.svd(w_DF, full_matrices=False)
+        u_DR, s_R, v_RF = linalg.svd(w_DF)
     else:
         # X columns in the sketch.
         X = min(rank + _OVERSAMPLING, *w_DF.shape)
-        q_DX = jnp.linalg.qr(w_DF @ jax.random.normal(key, (w_DF.shape[1], X)))[0]
+        q_DX = linalg.qr(w_DF @ jax.random.normal(key, (w_DF.shape[1], X)))[0]
         for _ in range(iterations):
             # Orthogonal after each product: otherwise small singular values drown in rounding.
-            q_DX = jnp.linalg.qr(w_DF @ jnp.linalg.qr(w_DF.T @ q_DX)[0])[0]
-        u_XR, s_R, v_RF = jnp.linalg.svd(q_DX.T @ w_DF, full_matrices=False)
+            q_DX = linalg.qr(w_DF @ linalg.qr(w_DF.T @ q_DX)[0])[0]
+        u_XR, s_R, v_RF = linalg.svd(q_DX.T @ w_DF)
         u_DR = q_DX @ u_XR
     root_R = jnp.sqrt(s_R[:rank])
     return u_DR[:, :rank] * root_R[None], root_R[:, None] * v_RF[:rank]

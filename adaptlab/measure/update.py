@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adaptlab import leaf, tree
+from adaptlab import leaf, linalg, tree
 
 __all__ = [
     "Factors",
@@ -109,19 +109,19 @@ def singular_values(update: Update) -> jax.Array:
     the R x R matrix in the middle.
     """
     if not isinstance(update, Factors):
-        return jnp.linalg.svd(update, compute_uv=False)
-    r_a, r_b = jnp.linalg.qr(update.a, mode="r"), jnp.linalg.qr(update.b.mT, mode="r")
+        return linalg.singular_values(update)
+    (_, r_a), (_, r_b) = linalg.qr(update.a), linalg.qr(update.b.mT)
     core = jnp.matmul(r_a, r_b.mT, precision=jax.lax.Precision.HIGHEST)
-    return jnp.linalg.svd(core, compute_uv=False)
+    return linalg.singular_values(core)
 
 
 def singular_vectors(update: Update) -> Svd:
     """Return the thin singular value decomposition; of factors as in `singular_values`, with U = Q_A U', V = Q_B V'."""
     if not isinstance(update, Factors):
-        return Svd(*jnp.linalg.svd(update, full_matrices=False))
+        return Svd(*linalg.svd(update))
     highest = jax.lax.Precision.HIGHEST
-    (q_a, r_a), (q_b, r_b) = jnp.linalg.qr(update.a), jnp.linalg.qr(update.b.mT)
-    u, s, vt = jnp.linalg.svd(jnp.matmul(r_a, r_b.mT, precision=highest), full_matrices=False)
+    (q_a, r_a), (q_b, r_b) = linalg.qr(update.a), linalg.qr(update.b.mT)
+    u, s, vt = linalg.svd(jnp.matmul(r_a, r_b.mT, precision=highest))
     return Svd(jnp.matmul(q_a, u, precision=highest), s, jnp.matmul(vt, q_b.mT, precision=highest))
 
 

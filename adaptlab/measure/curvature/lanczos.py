@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adaptlab import tree
+from adaptlab import linalg, tree
 from adaptlab.config import Traced
 from adaptlab.measure.curvature.operators import Operator, Product, negated
 from adaptlab.measure.curvature.vectors import (
@@ -225,7 +225,7 @@ def _ritz(state: _State) -> tuple[jax.Array, jax.Array]:
     below = -2 * jnp.sqrt(jnp.sum(jnp.square(matrix))) - jnp.finfo(matrix.dtype).tiny
     both = used[:, None] & used[None, :]
     rest = jnp.diag(jnp.full(used.shape, below, matrix.dtype))
-    values, s_MM = jnp.linalg.eigh(jnp.where(both, matrix, rest))
+    values, s_MM = linalg.eigh(jnp.where(both, matrix, rest))
     return values[::-1], jnp.where(used[:, None], s_MM[:, ::-1], 0)
 
 
@@ -262,5 +262,5 @@ def quadrature(product: Product, start: Any, steps: int) -> Quadrature:
     """
     state = _begun(start, start, steps)
     state = jax.lax.fori_loop(0, steps, lambda _, s: _expanded(product, s), state)
-    nodes, s_MM = jnp.linalg.eigh(state.matrix_MM)
+    nodes, s_MM = linalg.eigh(state.matrix_MM)
     return Quadrature(nodes, jnp.square(s_MM[0]))
