@@ -104,8 +104,8 @@ class VmapLauncher(Launcher):
         return done
 
 
-def _task(config: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+def _task(config: DictConfig, *without: str) -> DictConfig:
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key not in ("hydra", *without)])
 
 
 def _failure(config: DictConfig, error: Exception) -> JobReturn:
@@ -131,7 +131,7 @@ class SweepFolder(Callback):
         _make_importable()
         _seed_the_sampler(config)
         given = [o for o in config.hydra.overrides.hydra if o.startswith("hydra.sweep.dir=")]
-        command = {"overrides": list(config.hydra.overrides.task), "config": OmegaConf.to_yaml(_task(config))}
+        command = {"overrides": list(config.hydra.overrides.task), "config": OmegaConf.to_yaml(_task(config, "hosts"))}
         wanted = Path(config.hydra.sweep.dir) if given else None
         try:
             join_job({"hosts": OmegaConf.to_container(config.hosts)} if "hosts" in config else {})

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _MOST_CPU_DEVICES = 8  # each holds a copy of the base
 _COMMAND, _FINISHED, _LABELS = "command.json", "report.html", "jobs.json"
-_INCIDENTAL = ("wandb.", "resume=", "hydra")
+_INCIDENTAL = ("wandb.", "resume=", "hydra", "hosts")
 
 
 class Job(NamedTuple):
