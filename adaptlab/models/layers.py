@@ -226,10 +226,18 @@ def _by_device(copies_tBTD: jax.Array, weight: Any, axes: tuple[str | None, ...]
     mapped = [0 if new.ndim > old.ndim else None for new, old in zip(leaves, jax.tree.leaves(weight), strict=True)]
 
     def dot(x: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return leaf.dot(x, jax.tree.unflatten(structure, arrays))
+        return _dot(x, jax.tree.unflatten(structure, arrays))
 
     y_tBTf = jax.vmap(dot, in_axes=(0, *mapped))(copies_tBTD, *leaves)
     return jnp.moveaxis(y_tBTf, 0, 2).reshape(*y_tBTf.shape[1:3], -1)
+
+
+def _dot(x: jax.Array, weight: Any, transpose: bool = False) -> jax.Array:
+    """`leaf.dot`; where a mesh splits rows, row by row: `[B, T]` merged in one axis would gather the tokens of each."""
+    placement = computing_placement()
+    if placement is None or placement.mesh.shape.get("context", 1) == 1 or x.ndim < 3:
+        return leaf.dot(x, weight, transpose=transpose)
+    return jax.vmap(lambda row: leaf.dot(row, weight, transpose=transpose))(x)
 
 
 class Linear(nn.Module):
@@ -247,7 +255,7 @@ class Linear(nn.Module):
         if isinstance(given, Fanned) and _in_columns(kernel_DF):
             y = _by_device(given.copies_tBTD, kernel_DF, self.axes)
         else:
-            y = leaf.dot(x, kernel_DF)
+            y = _dot(x, kernel_DF)
         y = activations(y, self.axes[1])
         if self.use_bias:
             axes = ("embed_vector",) if self.axes[1] == "embed" else self.axes[1:]
@@ -286,7 +294,7 @@ class Embed(nn.Module):
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         table = gathered(self.table, self.axes, x_BTD.dtype)
-        return activations(leaf.dot(x_BTD, table, transpose=True), self.rows)
+        return activations(_dot(x_BTD, table, transpose=True), self.rows)
 
 
 def dropped(module: nn.Module, x: jax.Array, rate: Any) -> jax.Array:

@@ -25,6 +25,7 @@ class _Ring(NamedTuple):
     causal: bool
     chunk: int
     block: int
+    simulated: bool
 
 
 def ring_attention(
@@ -74,7 +75,7 @@ def ring_attention(
             f"of {low or parts} or {low + parts}, or {axis} from {_choices(mask)}."
         )
     chunk = mask.length // parts
-    ring = _Ring(axis, C, mask.causal, chunk, divisor(chunk, block))
+    ring = _Ring(axis, C, mask.causal, chunk, divisor(chunk, block), mesh.devices.flat[0].platform == "cpu")
     around = jax.sharding.get_abstract_mesh()
     split = PartitionSpec(None, axis)
     return jax.shard_map(
@@ -149,7 +150,7 @@ def _rounds(ring: _Ring, step: Callable[..., Any], add: Callable[..., Any], tota
 
     # XLA's CPU backend may run a loop beside other collectives, in another order on each device, which then wait for
     # each other for ever: there are no loops on simulated devices.
-    unroll = C if jax.default_backend() == "cpu" else 1
+    unroll = C if ring.simulated else 1
     (total, held), _ = jax.lax.scan(body, (total, held), jnp.arange(C - 1, dtype=here.dtype), unroll=unroll)
     return add(total, step(held, (here + 1) % C))
 

@@ -91,10 +91,13 @@ def _run(scanned: Any, fields: Any, module: nn.Module, x: jax.Array, *args: Any)
     if module.is_initializing() or (route := layers_of(recording)) is None:
         return module(x, *args)  # pyright: ignore[reportCallIssue]
 
+    placement = computing_placement()
+
     def run(layers: Any, x: jax.Array, args: Any, key: Any) -> jax.Array:
         length = jax.tree.leaves(layers)[0].shape[0]
         # Loops in loops with collectives may deadlock on simulated devices, see `adaptlab.models.ring`.
-        some = scanned(length, length) if jax.default_backend() == "cpu" else scanned(length)
+        simulated = placement is not None and placement.mesh.devices.flat[0].platform == "cpu"
+        some = scanned(length, length) if simulated else scanned(length)
         return some(*fields).apply({"params": layers}, x, *args, rngs=None if key is None else {"dropout": key})[0]
 
     key = module.make_rng("dropout") if module.has_rng("dropout") else None

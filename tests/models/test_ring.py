@@ -124,7 +124,7 @@ def test_second_derivatives_go_round_too():
 def test_all_devices_have_the_same_number_of_scores_to_compute():
     from adaptlab.models.ring import _chunks, _Ring
 
-    ring = _Ring("context", 4, True, 1, 1)
+    ring = _Ring("context", 4, True, 1, 1, True)
     held = [[int(c) for c in _chunks(ring, jnp.asarray(d))] for d in range(4)]
     assert sorted(chunk for chunks in held for chunk in chunks) == list(range(8))
     for turn in range(4):
