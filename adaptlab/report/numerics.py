@@ -86,7 +86,7 @@ def summarise_numerics(
 
     Args:
       curves: of all runs, see `adaptlab.report.from_journals`.
-      results: `{run: {"method" (the arm), "seed", "mesh", …}}`.
+      results: `{run: {"method" (the arm), "seed", "mesh", "delta_digest"}}`.
       seeds_apart: `{step: d of every two seeds}`, see `adaptlab.study.between_seeds`.
       expectations: judged on the arms there are.
       target: the domain adapted to.
@@ -114,8 +114,17 @@ def summarise_numerics(
         "between_seeds": {str(step): [*map(float, found)] for step, found in seeds_apart.items()},
         "yardstick": yardstick,
         "arms": arms,
+        "alike": _alike(by_arm, results),
         "expectations": {name: _judged(one, arms) for name, one in expectations.items()},
     }
+
+
+def _alike(by_arm: Mapping[str, Mapping[int, str]], results: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The arms that ended in the same bits as one another, seed by seed, in groups of two or more."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for name, runs in by_arm.items():
+        groups.setdefault(tuple(results[runs[seed]]["delta_digest"] for seed in sorted(runs)), []).append(name)
+    return [names for names in groups.values() if len(names) > 1]
 
 
 class _Paths(NamedTuple):
@@ -221,6 +230,8 @@ def print_numerics(summary: Mapping[str, Any], console: Console | None = None) -
         table.add_row(name, *cells, growth, apart_from(arm["first_step_apart"]))
     table.add_row("another seed", scientific(summary["yardstick"]), "1", "", "", "")
     console.print(table)
+    for names in summary["alike"]:
+        console.print(f"The same bits as one another: {', '.join(names)}.", highlight=False, markup=False)
     for row in summary["expectations"].values():
         console.print(f"{row['verdict']}: {row['statement']}", highlight=False, markup=False)
 

@@ -76,7 +76,8 @@ def planted(growth: float, start: float, seeds: int = 3) -> tuple[Any, dict[str,
                 rows.append(Row(step, metrics | ({"parting/update": distance} if step and arm != "reference" else {})))
             run = f"{arm}/lr_1/seed_{seed}"
             journals[run] = rows
-            results[run] = {"method": arm, "seed": seed, "lr": 1.0, "mesh": {"data": 8} if moved else {}}
+            results[run] = {"method": arm, "seed": seed, "lr": 1.0, "delta_digest": f"{moved}{seed}"}
+            results[run] |= {"mesh": {"data": 8} if moved else {}}
     return from_journals(journals), results
 
 
@@ -96,6 +97,23 @@ def test_growth_is_the_exponent_of_an_exponential(growth: float):
     assert arm["ratio"]["mean"] == pytest.approx(arm["update"]["mean"] / 1.0, rel=1e-9)
     assert arm["loss"]["mean"] == pytest.approx(arm["update"]["mean"], rel=1e-6)
     assert arm["first_step_apart"] == [4, 4, 4]
+
+
+def test_arms_that_end_in_the_same_bits_as_one_another_are_named():
+    curves, results = planted(0.5, 1e-6)
+    twin = {
+        name.replace("apart", "twin"): r | {"method": "twin"} for name, r in results.items() if r["method"] == "apart"
+    }
+    rows = {run: read_rows(curves, run.replace("twin", "apart")) for run in [*results, *twin]}
+    found = summarise_numerics(from_journals(rows), results | twin, APART, {}, target="text")
+    assert found["alike"] == [["apart", "twin"]]
+
+
+def read_rows(curves: Any, run: str) -> list[Row]:
+    """The rows of one run of a table of curves."""
+    own = [row for row in curves.to_pylist() if row["run"] == run]
+    steps = sorted({row["step"] for row in own})
+    return [Row(step, {row["metric"]: row["value"] for row in own if row["step"] == step}) for step in steps]
 
 
 def test_runs_of_the_same_bits_are_said_to_be_the_same_and_have_no_growth():
