@@ -220,7 +220,8 @@ def _by_device(copies_tBTD: jax.Array, weight: Any, axes: tuple[str | None, ...]
         if axes[1] not in names:
             return w
         at = names.index(axes[1])
-        return jnp.moveaxis(w.reshape(*w.shape[:at], parts, w.shape[at] // parts, *w.shape[at + 1 :]), at, 0)
+        own = jnp.moveaxis(w.reshape(*w.shape[:at], parts, w.shape[at] // parts, *w.shape[at + 1 :]), at, 0)
+        return gather(own, ("copies", *names[:at], None, *names[at + 1 :]))  # so that the gradient goes to its rest
 
     leaves, structure = jax.tree.flatten(leaf.map_arrays(split, weight, axes))
     mapped = [0 if new.ndim > old.ndim else None for new, old in zip(leaves, jax.tree.leaves(weight), strict=True)]

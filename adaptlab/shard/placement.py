@@ -16,6 +16,7 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 REST: Rules = {
     "batch": ("data", "expert"),
     "bottleneck": None,
+    "copies": "tensor",
     "embed": "fsdp",
     "embed_vector": None,
     "experts": "expert",
