@@ -10,8 +10,19 @@ import jax.numpy as jnp
 
 from adaptlab import adapt, config, data, flops, leaf, models, shard, train, tree
 from adaptlab.config.check import locate
+from adaptlab.train.program import state_shardings
 
-__all__ = ["Job", "arguments", "check_batch", "describe", "make_program", "model_flops", "placed", "scanned"]
+__all__ = [
+    "Job",
+    "arguments",
+    "check_batch",
+    "describe",
+    "make_program",
+    "model_flops",
+    "placed",
+    "scanned",
+    "state_shapes",
+]
 
 _STEPS = 1000  # for a schedule: any number is the same program
 
@@ -172,6 +183,16 @@ def make_program(
         accumulate=job.accumulate if accumulate is None else accumulate,
         placement=placement,
     )
+
+
+def state_shapes(job: Job, model: Any, placement: shard.Placement, state: Any) -> Any:
+    """Return a state's shapes with the places where they rest, without compiling what makes it."""
+    adaptation, optimizer, _ = _build(job, model, _numbers(job))
+    there = state_shardings(state, adaptation, optimizer, placement)
+    if placement.moments_on_host:
+        host = jax.tree.map(lambda one: one.with_memory_kind("pinned_host"), there.opt_state)
+        there = there._replace(opt_state=host)
+    return jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state, there)
 
 
 def model_flops(job: Job) -> int:

@@ -11,9 +11,18 @@ import jax
 
 from adaptlab import config
 from adaptlab.plan.hlo import Module, parse_hlo
-from adaptlab.plan.job import Job, arguments, check_batch, describe, make_program, model_flops, placed, scanned
+from adaptlab.plan.job import (
+    Job,
+    arguments,
+    check_batch,
+    describe,
+    make_program,
+    model_flops,
+    placed,
+    scanned,
+    state_shapes,
+)
 from adaptlab.plan.memory import Memory, read_memory
-from adaptlab.train.program import abstract_state
 
 __all__ = ["Step", "compile_step"]
 
@@ -65,8 +74,7 @@ def compile_step(job: Job, devices: Sequence[Any]) -> Step:
     numbers, seed, base, batch = arguments(job, model, placement)
     program = make_program(job, model, placement)
     start = time.perf_counter()
-    init = program.init.lower(numbers, seed, base, None).compile()
-    state = abstract_state(program, init, numbers, seed, base)
+    state = state_shapes(job, model, placement, jax.eval_shape(program.init, numbers, seed, base, None))
     lowered = program.step.lower(numbers, seed, state, base, batch)
     with tempfile.TemporaryDirectory() as folder:
         dump = Path(folder)

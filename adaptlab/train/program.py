@@ -28,6 +28,7 @@ __all__ = [
     "make_program",
     "peak_bytes",
     "scalar_put",
+    "state_shardings",
 ]
 
 Numbers = Mapping[str, Any]
@@ -81,7 +82,7 @@ def make_program(
     def pinned(state: TrainState, numbers: Numbers) -> TrainState:
         if placement is None:
             return state
-        state = pin(state, _where(state, adapt(numbers), optim(numbers), placement))
+        state = pin(state, state_shardings(state, adapt(numbers), optim(numbers), placement))
         if placement.moments_on_host:
             state = state._replace(opt_state=jax.device_put(state.opt_state, jax.memory.Space.Host))
         return state
@@ -128,7 +129,7 @@ def make_program(
     return program._replace(observe=jax.jit(observe, donate_argnums=1), watched=watched)
 
 
-def _where(
+def state_shardings(
     state: TrainState, adaptation: Adaptation, optimizer: optax.GradientTransformation, placement: Placement
 ) -> Any:
     """Where a state rests: moments lie where their parameters lie, or by rules of their own; scalars are everywhere."""
