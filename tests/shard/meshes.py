@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 
 from adaptlab import leaf
 from adaptlab.adapt import Adaptation, full, lora
@@ -79,6 +80,15 @@ def batch(seed: int, rows: int = ROWS) -> Batch:
     return Batch(tokens, targets, segments, positions, weights)
 
 
+def adam(lr: Any) -> optax.GradientTransformation:
+    return adamw(lr, total_steps=8, clip=1.0, eps=1e-5)
+
+
+def momentum(lr: Any) -> optax.GradientTransformation:
+    """What comes of gradients in several steps without magnifying what is rounding in them, as Adam's division does."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(100.0 * lr, momentum=0.9))
+
+
 class Trained(NamedTuple):
     """What a few steps gave: the losses and norms of gradients, and the state, on the host."""
 
@@ -109,6 +119,7 @@ def train(
     steps: int = 3,
     rows: int = ROWS,
     accumulate: int = 1,
+    optimizer: Callable[[Any], optax.GradientTransformation] = adam,
     change: Callable[[Placement], Placement] = lambda placement: placement,
     **options: Any,
 ) -> Trained:
@@ -122,8 +133,7 @@ def train(
     program = make_program(
         lambda _: loss,
         lambda _: adapt(),
-        # Adam divides by |g| + eps: where g is rounding and no more, so would be its step, were eps as small.
-        lambda n: adamw(n["lr"], total_steps=8, clip=1.0, eps=1e-5),
+        lambda n: optimizer(n["lr"]),
         accumulate=accumulate,
         placement=placement,
     )
