@@ -44,9 +44,7 @@ def make_stream(
         )
     share = np.arange(batch_size) if rows is None else np.asarray(rows, np.int64)
     if len(share) and not 0 <= share.min() <= share.max() < batch_size:
-        raise ValueError(
-            f"rows={share.tolist()} of batch_size={batch_size}: expected rows from 0 to {batch_size - 1}"
-        )
+        raise ValueError(f"rows={share.tolist()} of batch_size={batch_size}: expected rows from 0 to {batch_size - 1}")
 
     @functools.lru_cache(maxsize=2)  # a batch spans at most two epochs
     def order(epoch: int) -> np.ndarray:
