@@ -59,7 +59,7 @@ class Job(NamedTuple):
     accumulate: int
     base_dtype: str
     quantize: str | Mapping[str, Any] | None
-    moments: str | None = None
+    moments: shard.Moments | None = None
 
 
 def describe(job: Job) -> Mapping[str, int]:
@@ -84,10 +84,7 @@ def placed(job: Job, model: Any, mesh: jax.sharding.Mesh) -> shard.Placement:
     Raises:
       ValueError: a place of the moments that there is not.
     """
-    if job.moments not in (None, "zero1", "host"):
-        raise ValueError(f"moments={job.moments!r} is not one of [None, 'zero1', 'host'].")
-    rules = shard.ZERO1 if job.moments == "zero1" else None
-    return shard.Placement(mesh, model.axes(), moments=rules, moments_on_host=job.moments == "host")
+    return shard.Placement(mesh, model.axes()).with_moments(job.moments)
 
 
 def check_batch(job: Job, placement: shard.Placement) -> None:

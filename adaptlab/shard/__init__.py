@@ -6,13 +6,14 @@ XLA's partitioner derives the rest from where arrays rest and from what layers s
 from adaptlab.shard.computing import computing, computing_placement, constrain, constrain_rest, gather, on, pin
 from adaptlab.shard.local import Stored, fetch, local_rows, place, put, put_rows
 from adaptlab.shard.mesh import AXES, make_mesh
-from adaptlab.shard.placement import COMPUTE, REST, ZERO1, Placement, Rules, mesh_axes
+from adaptlab.shard.placement import COMPUTE, REST, ZERO1, Moments, Placement, Rules, mesh_axes
 
 __all__ = [
     "AXES",
     "COMPUTE",
     "REST",
     "ZERO1",
+    "Moments",
     "Placement",
     "Rules",
     "Stored",

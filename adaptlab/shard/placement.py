@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -56,6 +56,10 @@ COMPUTE: Rules = {
 """Where the weights and the activations of a layer are while it computes."""
 
 
+Moments = Literal["zero1", "host"]
+"""Where the optimiser's state may rest other than beside what it belongs to, see `Placement.with_moments`."""
+
+
 class Placement(NamedTuple):
     """Where a model lives.
 
@@ -89,6 +93,20 @@ class Placement(NamedTuple):
     def size(self, name: str) -> int:
         """Over how many devices a logical axis is split while computing."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes(self.compute, name))
+
+    def with_moments(self, where: Moments | None) -> "Placement":
+        """Return this placement with the optimiser's state elsewhere.
+
+        Args:
+          where: "zero1" shares it out over `data` too (ZeRO-1, arXiv:1910.02054), "host" keeps it in the host's memory;
+            None leaves it beside what it belongs to.
+
+        Raises:
+          ValueError: another word.
+        """
+        if where not in (None, *get_args(Moments)):
+            raise ValueError(f"moments={where!r} is not one of {[None, *get_args(Moments)]}.")
+        return self._replace(moments=ZERO1 if where == "zero1" else None, moments_on_host=where == "host")
 
     def shardings(self, axes: Any, arrays: Any, rules: Rules | None = None) -> Any:
         """Return where each array of a tree rests, from its logical axes.

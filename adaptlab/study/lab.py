@@ -13,7 +13,7 @@ from adaptlab import config, data, leaf, measure, models, shard
 from adaptlab.models.stack import DTYPES
 from adaptlab.study.settings import Training
 
-__all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "origin", "sharing"]
+__all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "origin", "pipeline_of", "sharing", "trained_on"]
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +94,31 @@ def open_base(
     return pretrained, placement, shard.place(params, placement.shardings(axes, params))
 
 
+def trained_on(placement: shard.Placement, training: Training) -> shard.Placement:
+    """Return the placement with what a study's training says of it.
+
+    Raises:
+      ConfigError: a pipeline on a mesh without stages, or one without microbatches.
+    """
+    pipeline, microbatches = training.pipeline, training.microbatches
+    if (pipeline is None) != (microbatches is None):
+        raise config.ConfigError(
+            f"training.pipeline={pipeline} and training.microbatches={microbatches}: give both (1f1b or gpipe, and how "
+            "many parts of a batch), or neither."
+        )
+    if pipeline is not None and placement.mesh.shape["stage"] == 1:
+        raise config.ConfigError(
+            f"training.pipeline={pipeline} says how a batch runs through stages, and mesh.stage=1: choose mesh.stage, "
+            "or training.pipeline=null."
+        )
+    return placement.with_moments(training.moments)
+
+
+def pipeline_of(training: Training) -> dict[str, Any] | None:
+    """Return the arguments of `adaptlab.models.pipelined` that a study's training says, or None."""
+    return training.pipeline and {"microbatches": training.microbatches, "schedule": training.pipeline}
+
+
 def _stored_as(params: Any, dtype: str) -> Any:
     """The weights in the dtype they are to rest in; quantised ones keep theirs."""
     if dtype not in DTYPES:
@@ -160,6 +185,7 @@ def load_lab(settings: Mapping[str, Any]) -> Lab:
     base, target, upstream = settings["base"], settings["target"], settings["upstream"]
     training, held_out, mesh = (config.instantiate(settings[name]) for name in ("training", "held_out", "mesh"))
     pretrained, placement, params = open_base(base, mesh)
+    placement = trained_on(placement, training)
     tokenizer = config.instantiate(base["tokenizer"])
     if training.length > pretrained.context:
         raise config.ConfigError(

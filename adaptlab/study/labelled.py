@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from adaptlab import config, data, measure
-from adaptlab.study.lab import Lab, open_base, origin
+from adaptlab.study.lab import Lab, open_base, origin, trained_on
 
 __all__ = ["Texts", "open_labelled_lab"]
 
@@ -59,6 +59,7 @@ def open_labelled_lab(study: Any) -> Lab:
             "training.max_tokens counts tokens of plain text; here texts.train says how many texts."
         )
     pretrained, placement, params = open_base(study.base, mesh, classes=len(task.classes))
+    placement = trained_on(placement, training)
     if training.length > pretrained.context:
         raise config.ConfigError(
             f"training.length={training.length} is longer than the {pretrained.context} tokens {pretrained.name} "

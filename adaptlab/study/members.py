@@ -67,6 +67,7 @@ def method_program(
     *,
     target: str,
     accumulate: int = 1,
+    pipeline: Mapping[str, Any] | None = None,
     placement: Placement | None = None,
 ) -> Program:
     """Return the program that a member shares with all members of the same skeleton.
@@ -77,6 +78,7 @@ def method_program(
       total_steps: the number of updates, which schedules stretch over.
       target: the domain adapted to, whose held-out loss early stopping watches unless told otherwise.
       accumulate: microbatches per update.
+      pipeline: arguments of `adaptlab.models.pipelined`: how a batch runs through a mesh's stages.
       placement: where the model lives.
     """
     skeleton = member.skeleton
@@ -85,7 +87,8 @@ def method_program(
         return config.instantiate(config.fill(skeleton[part], numbers, part), **given)
 
     def loss(numbers: Mapping[str, Any]) -> Any:
-        return build("loss", numbers, model=model) if skeleton["loss"] else models.language_modelling(model)
+        plain = build("loss", numbers, model=model) if skeleton["loss"] else models.language_modelling(model)
+        return plain if pipeline is None else models.pipelined(plain, **pipeline)
 
     def stopping(numbers: Mapping[str, Any]) -> Any:
         return build("stopping", numbers)

@@ -24,8 +24,9 @@ from adaptlab.measure.update import updates
 from adaptlab.study import kept_updates as kept
 from adaptlab.study.folder import write_json
 from adaptlab.study.lab import Lab, open_base
-from adaptlab.study.members import Member, members, method_program
+from adaptlab.study.members import Member, members
 from adaptlab.study.probes import run_probe
+from adaptlab.study.programs import training_program
 from adaptlab.train import Program, Run, Writer, compile_program, device_numbers, fit, open_checkpoints
 
 __all__ = ["REFERENCE", "Arm", "between_seeds", "check_devices", "make_arms", "part_of_devices", "run_arms"]
@@ -186,9 +187,8 @@ class _Runner:
 
     def __init__(self, lab: Lab, arm: Arm, folder: Path, wandb: Mapping[str, Any]) -> None:
         self.lab, self.arm, self.folder, self.wandb = lab, arm, folder, wandb
-        one, accumulate = arm.members[0], lab.training.accumulate
-        given = {"target": lab.target, "accumulate": accumulate, "placement": lab.placement}
-        program = method_program(one, lab.pretrained.model, lab.total_steps, **given)
+        one = arm.members[0]
+        program = training_program(lab, one)
         scalars = device_numbers(one.numbers, one.seed, lab.params)
         self.base = program.prepare(scalars[0], lab.params)
         self.compiled = compile_program(program, *scalars, self.base, lab.placed_batches(one.seed)(0))

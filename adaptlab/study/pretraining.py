@@ -15,6 +15,7 @@ from adaptlab import adapt, config, data, hosts, measure, models, report, rng, s
 from adaptlab.data.bpe import sample_text, train_bpe
 from adaptlab.optim.carry import save_moments
 from adaptlab.study import folder as folders
+from adaptlab.study.lab import pipeline_of, trained_on
 from adaptlab.study.provenance import finished_passport
 from adaptlab.study.settings import HeldOut, Training
 
@@ -115,15 +116,17 @@ def open_pretraining(
     rows = {name: len(domain.train.tokens) for name, domain in loaded.items()}
     log.info("rows of %d tokens to train on: %s", training.length, rows)
     model = models.from_shape(shape, capacity_factor=capacity_factor)
-    placement = shard.Placement(mesh, model.axes())
+    placement = trained_on(shard.Placement(mesh, model.axes()), training)
     model = models.placed(model, placement)
+    plain = config.instantiate(loss, model=model) if loss else models.language_modelling(model)
+    pipeline = pipeline_of(training)
     key = rng.key_for(seed, "pretrain/init")
     where = placement.shardings(placement.axes, jax.eval_shape(model.init, key))
     fixed = {name: data.fixed_batches(domain.held_out, held_out.batch_size) for name, domain in loaded.items()}
     return Pretraining(
         shape=shape,
         model=model,
-        loss=config.instantiate(loss, model=model) if loss else models.language_modelling(model),
+        loss=models.pipelined(plain, **pipeline) if pipeline else plain,
         params=jax.jit(model.init, out_shardings=where)(key),
         placement=placement,
         held_out={name: [shard.put(x, placement.batch) for x in batches] for name, batches in fixed.items()},

@@ -12,7 +12,7 @@ from adaptlab import config, tree
 from adaptlab.adapt import prepared
 from adaptlab.optim.group_table import group_table
 from adaptlab.study.bases import open_moments
-from adaptlab.study.lab import Lab
+from adaptlab.study.lab import Lab, pipeline_of
 from adaptlab.study.members import Member, method_program
 from adaptlab.study.probes import run_probe, slots_probe
 from adaptlab.study.settings import Replication
@@ -115,6 +115,19 @@ def _split_by(skeletons: list[Mapping[str, Any]]) -> str:
     return f", split by {', '.join(split)}" if split else ""
 
 
+def training_program(lab: Lab, member: Member) -> Program:
+    """Return the program that a member trains by, as the lab's settings say."""
+    return method_program(
+        member,
+        lab.pretrained.model,
+        lab.total_steps,
+        target=lab.target,
+        accumulate=lab.training.accumulate,
+        pipeline=pipeline_of(lab.training),
+        placement=lab.placement,
+    )
+
+
 def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replication) -> Shared:
     """Compile what members of one skeleton share.
 
@@ -124,14 +137,7 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
       folder: where it is kept how they run together.
       replication: see `Replication`.
     """
-    program = method_program(
-        members[0],
-        lab.pretrained.model,
-        lab.total_steps,
-        target=lab.target,
-        accumulate=lab.training.accumulate,
-        placement=lab.placement,
-    )
+    program = training_program(lab, members[0])
     moments = (
         open_moments(lab.base, lab.pretrained.fingerprint, lab.placement) if members[0].skeleton["carry"] else None
     )

@@ -84,6 +84,11 @@ class Training(NamedTuple):
       batch_size: rows per update, over all devices.
       length: tokens per row.
       accumulate: microbatches per update.
+      moments: where the optimiser's state rests: "zero1" shares it out over `mesh.data` too, "host" keeps it in the
+        host's memory; None is beside what it belongs to.
+      pipeline: how a batch runs through the stages of a mesh: "1f1b", whose memory does not grow with the microbatches,
+        or "gpipe" (see `adaptlab.models.pipelined`); None is "gpipe" with as many microbatches as are usual.
+      microbatches: of a pipeline, for each of the `accumulate` parts of a batch.
       measure_every: steps between measurements.
       save_every: steps between checkpoints.
       keep: checkpoints to keep, at least 2.
@@ -94,6 +99,9 @@ class Training(NamedTuple):
     batch_size: int = 4
     length: int = 128
     accumulate: int = 1
+    moments: Literal["zero1", "host"] | None = None
+    pipeline: Literal["1f1b", "gpipe"] | None = None
+    microbatches: int | None = None
     measure_every: int = 4
     save_every: int = 20
     keep: int = 2

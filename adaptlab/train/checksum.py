@@ -40,7 +40,8 @@ def checksum(arrays: Any) -> str:
 
 @jax.jit
 def _sums(arrays: list[Any]) -> jax.Array:
-    """`[arrays, lanes]`."""
+    """`[arrays, lanes]`. What rests in the host's memory visits its device."""
+    arrays = [jax.device_put(x, jax.memory.Space.Device) for x in arrays]
     return jnp.stack([_sum(x) for x in arrays]) if arrays else jnp.zeros((0, _LANES), jnp.uint32)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptlab import config, data, measure, models, shard
 from adaptlab.data.bpe import sample_text, train_bpe
-from adaptlab.study.lab import Lab, open_base, origin
+from adaptlab.study.lab import Lab, open_base, origin, trained_on
 from adaptlab.study.ladder.plan import Cell, LadderPlan
 from adaptlab.study.ladder.sizes import Ladder, Rung
 from adaptlab.study.settings import Training
@@ -177,7 +177,7 @@ def adaptation_lab(text: LadderText, base: Mapping[str, Any], training: Training
       training: how long, on how much at a time.
     """
     pretrained, placement, params = open_base(base, text.mesh)
-    return _lab(text, pretrained, params, placement, training, text.target, base)
+    return _lab(text, pretrained, params, trained_on(placement, training), training, text.target, base)
 
 
 def with_text(lab: Lab, rows: int) -> Lab:

@@ -31,7 +31,8 @@ from adaptlab.report.landscape.data import Surface, load_surface, save_picture
 from adaptlab.study.bases import open_moments
 from adaptlab.study.lab import Lab
 from adaptlab.study.landscape.labs import FinalLandscape, dense_base, even_domains, open_tuned
-from adaptlab.study.members import Member, method_program
+from adaptlab.study.members import Member
+from adaptlab.study.programs import training_program
 from adaptlab.train import device_numbers, make_objective, reading
 
 __all__ = ["replayed", "surfaces"]
@@ -148,14 +149,7 @@ def replayed(lab: Lab, member: Member) -> Iterator[Any]:
       lab: the run's.
       member: the run.
     """
-    program = method_program(
-        member,
-        lab.pretrained.model,
-        lab.total_steps,
-        target=lab.target,
-        accumulate=lab.training.accumulate,
-        placement=lab.placement,
-    )
+    program = training_program(lab, member)
     carried = member.skeleton["carry"]
     moments = open_moments(lab.base, lab.pretrained.fingerprint, lab.placement) if carried else None
     scalars = device_numbers(member.numbers, member.seed, lab.params)
