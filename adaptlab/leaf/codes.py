@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["CODES", "bits", "decode", "encode", "normalized", "pack", "unpack"]
+__all__ = ["CODES", "bits", "decode", "encode", "normalized", "pack", "select", "unpack"]
 
 # Quantiles of N(0, 1): Φ⁻¹ at 8 equal steps from 1/2 to 1 - δ for the positive values and at 7 for the negative ones,
 # over the largest, with δ = (1/32 + 1/30)/2; in the digits that were published, which fix float32.
@@ -100,6 +100,20 @@ def decode(codes: Any, code: str) -> jax.Array:
         return codes.astype(jnp.float32) / 127
     # An index of 4 or 8 bits is always inside its table.
     return jnp.asarray(CODES[code]).at[codes].get(mode="promise_in_bounds")
+
+
+def select(codes: jax.Array, code: str) -> jax.Array:
+    """`decode` of a code of 4 bits without its table in memory: bit by bit, half of the values that are left.
+
+    Args:
+      codes: int32.
+      code: of 4 bits.
+    """
+    values: list[Any] = [jnp.float32(value) for value in CODES[code]]
+    for bit in range(4):
+        set_ = (codes >> bit) & 1 == 1
+        values = [jnp.where(set_, one, zero) for zero, one in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
 
 
 def normalized(w: Any, block: int) -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ from jax import lax
 
 from adaptlab import tree
 from adaptlab.leaf import codes as coding
+from adaptlab.leaf import halves
 from adaptlab.leaf.weight import is_node, node, product
 
 __all__ = ["Affine", "Quantized", "Scales", "array_axes", "is_quantized", "quantize"]
@@ -82,6 +83,17 @@ class Quantized:
         scales = self.absmax.dense() if isinstance(self.absmax, Scales) else self.absmax
         return lax.stop_gradient(coding.decode(codes, self.code) * _along(scales, codes.shape[-1]))
 
+    def halves(self, dtype: Any) -> jax.Array | None:
+        """The rows' even and odd columns, `[2, R, C/2]`, see `adaptlab.leaf.halves`; None if no byte has two."""
+        scales = self.absmax.dense() if isinstance(self.absmax, Scales) else self.absmax
+        if coding.bits(self.code) != 4 or self.codes.shape[-1] % scales.shape[-1]:
+            return None
+
+        def decode(numbers: jax.Array) -> jax.Array:
+            return coding.select(numbers, self.code) * scales[..., None]
+
+        return lax.stop_gradient(halves.halves(self.codes, scales.shape[-1], decode, dtype))
+
     def dot(self, x: jax.Array, transpose: bool) -> jax.Array:
         return _dot(x, self, transpose)
 
@@ -124,6 +136,17 @@ class Affine:
             w = w + _along(self.minimum.astype(jnp.float32), codes.shape[-1])
         return lax.stop_gradient(w)
 
+    def halves(self, dtype: Any) -> jax.Array | None:
+        """The rows' even and odd columns, `[2, R, C/2]`, see `adaptlab.leaf.halves`; None if no byte has two."""
+        if self.codes.dtype != jnp.uint8 or self.codes.shape[-1] % self.scale.shape[-1]:
+            return None
+
+        def decode(numbers: jax.Array) -> jax.Array:
+            w = numbers.astype(jnp.float32) * self.scale.astype(jnp.float32)[..., None]
+            return w if self.minimum is None else w + self.minimum.astype(jnp.float32)[..., None]
+
+        return lax.stop_gradient(halves.halves(self.codes, self.scale.shape[-1], decode, dtype))
+
     def dot(self, x: jax.Array, transpose: bool) -> jax.Array:
         return _dot(x, self, transpose)
 
@@ -148,7 +171,10 @@ def _dot(x: jax.Array, weight: Any, transpose: bool) -> jax.Array:
     # Checkpointed, so that the backward pass keeps codes and dequantises again: as a residual of the product the float
     # weights of all layers would be kept, which is the memory that quantisation is to save.
     def read(x: jax.Array, weight: Any) -> jax.Array:
-        return product(x, weight.rows(), transpose != weight.transposed)
+        over_columns = transpose != weight.transposed
+        if halves.pay(x.dtype) and (w := weight.halves(x.dtype)) is not None:
+            return halves.product(x, w, over_columns)
+        return product(x, weight.rows(), over_columns)
 
     return jax.checkpoint(read)(x, weight)
 
