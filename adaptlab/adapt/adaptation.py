@@ -55,9 +55,9 @@ def count_trained(adaptation: Adaptation, base: PyTree, delta: PyTree) -> int:
     return tree.count(delta) if adaptation.count is None else adaptation.count(base, delta)
 
 
-def in_full(w: jax.Array) -> jax.Array:
-    """Return a copy of a base's array to train: of numbers in 16 bits, in float32, or small updates would be lost."""
-    return w.astype(jnp.float32) if w.dtype in (jnp.bfloat16, jnp.float16) else jnp.copy(w)
+def in_full(w: Any) -> jax.Array:
+    """Return a copy of a base's array (NumPy or JAX) to train: of 16 bits in float32, or small updates would be lost."""
+    return jnp.array(w, jnp.float32) if w.dtype in (jnp.bfloat16, jnp.float16) else jnp.copy(w)
 
 
 def materialize(params: PyTree) -> PyTree:
