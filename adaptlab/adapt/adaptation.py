@@ -56,7 +56,7 @@ def count_trained(adaptation: Adaptation, base: PyTree, delta: PyTree) -> int:
 
 
 def in_full(w: Any) -> jax.Array:
-    """Return a copy of a base's array (NumPy or JAX) to train: of 16 bits in float32, or small updates would be lost."""
+    """Return a copy of an array (NumPy or JAX) of the base to train: 16 bits in float32, or small updates are lost."""
     return jnp.array(w, jnp.float32) if w.dtype in (jnp.bfloat16, jnp.float16) else jnp.copy(w)
 
 
