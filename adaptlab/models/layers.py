@@ -28,6 +28,7 @@ __all__ = [
     "attention",
     "attention_weights",
     "behind_prefix",
+    "dot_rows",
     "dropped",
     "fan_out",
     "fitting",
@@ -227,13 +228,13 @@ def _by_device(copies_tBTD: jax.Array, weight: Any, axes: tuple[str | None, ...]
     mapped = [0 if new.ndim > old.ndim else None for new, old in zip(leaves, jax.tree.leaves(weight), strict=True)]
 
     def dot(x: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return _dot(x, jax.tree.unflatten(structure, arrays))
+        return dot_rows(x, jax.tree.unflatten(structure, arrays))
 
     y_tBTf = jax.vmap(dot, in_axes=(0, *mapped))(copies_tBTD, *leaves)
     return jnp.moveaxis(y_tBTf, 0, 2).reshape(*y_tBTf.shape[1:3], -1)
 
 
-def _dot(x: jax.Array, weight: Any, transpose: bool = False) -> jax.Array:
+def dot_rows(x: jax.Array, weight: Any, transpose: bool = False) -> jax.Array:
     """`leaf.dot`; where a mesh splits rows, row by row: `[B, T]` merged in one axis would gather the tokens of each."""
     placement = computing_placement()
     if placement is None or placement.mesh.shape.get("context", 1) == 1 or x.ndim < 3:
@@ -256,7 +257,7 @@ class Linear(nn.Module):
         if isinstance(given, Fanned) and _in_columns(kernel_DF):
             y = _by_device(given.copies_tBTD, kernel_DF, self.axes)
         else:
-            y = _dot(x, kernel_DF)
+            y = dot_rows(x, kernel_DF)
         y = activations(y, self.axes[1])
         if self.use_bias:
             axes = ("embed_vector",) if self.axes[1] == "embed" else self.axes[1:]

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adaptlab import leaf
 from adaptlab.models.intermediates import record
-from adaptlab.models.layers import read
+from adaptlab.models.layers import dot_rows, read
 from adaptlab.models.llama import LlamaShape
 from adaptlab.shard import constrain
 
@@ -52,7 +51,7 @@ class Experts(nn.Module):
         # Not a "kernel": patterns for matrices leave the router as it is unless they name it.
         router_DE = read(self, "router", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.experts), ("embed", None))
         x_BTD = constrain(x_BTD, ("batch", "time", "embed"))
-        logits_BTE = constrain(leaf.dot(x_BTD.astype(jnp.float32), router_DE), ("batch", "time", None))
+        logits_BTE = constrain(dot_rows(x_BTD.astype(jnp.float32), router_DE), ("batch", "time", None))
         best_BTK, chosen_BTK = largest(logits_BTE, self.active)
         gate_BTK = jax.nn.softmax(best_BTK, axis=-1)
         record(self, "router", lambda: logits_BTE)
@@ -105,7 +104,7 @@ class _Linears(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.experts, x.shape[-1], self.features)
         kernel_EDF = read(self, "kernel", nn.initializers.normal(0.02), shape, ("experts", *self.axes), x.dtype)
-        y = jax.vmap(lambda x, w: leaf.dot(x, w), in_axes=(0 if x.ndim == 4 else None, 0))(x, kernel_EDF)
+        y = jax.vmap(dot_rows, in_axes=(0 if x.ndim == 4 else None, 0))(x, kernel_EDF)
         return constrain(y, ("experts", "expert_batch", self.along, self.axes[1]))
 
 
