@@ -73,7 +73,7 @@ def partition(parts: Mapping[str, Adaptation]) -> Adaptation:
         `".*": frozen()` for the rest.
 
     >>> adaptation = partition({"head/.*": full(), ".*": frozen()})
-    >>> base = {"head": {"kernel": jnp.ones(2)}, "body": {"kernel": jnp.ones(3)}}
+    >>> base = {"head": {"kernel": jax.numpy.ones(2)}, "body": {"kernel": jax.numpy.ones(3)}}
     >>> adaptation.init(jax.random.key(0), base)
     {'head': {'kernel': Array([1., 1.], dtype=float32)}}
     """

@@ -296,7 +296,7 @@ class Embed(nn.Module):
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:
         table = gathered(self.table, self.axes, x_BTD.dtype)
-        return activations(_dot(x_BTD, table, transpose=True), self.rows)
+        return activations(dot_rows(x_BTD, table, transpose=True), self.rows)
 
 
 def dropped(module: nn.Module, x: jax.Array, rate: Any) -> jax.Array:

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
 from adaptlab import config
 from adaptlab.models import LlamaShape, llama
-from adaptlab.shard import Placement, place
+from adaptlab.shard import Placement, make_mesh, place
 from adaptlab.study import members, method_program
 from adaptlab.train import Clock, How, Run, Seat, Work, compile_replicas, course, fit, fit_replicas
 from tests.laws.table import text_batch
@@ -62,8 +61,7 @@ OTHER = {
 
 @functools.cache
 def lab() -> tuple[Placement, Any, Any, Any]:
-    one = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    placement = Placement(Mesh(one, ("replica", "data", "tensor"), axis_types=(AxisType.Auto,) * 3), MODEL.axes())
+    placement = Placement(make_mesh(devices=jax.devices()[:1]), MODEL.axes())
     params = jax.device_get(jax.jit(MODEL.init)(jax.random.key(0)))
     base = place(params, placement.shardings(placement.axes, params))
     (plain,) = members({"plain": config.validate(RECIPE)}, [0])

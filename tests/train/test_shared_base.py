@@ -5,23 +5,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType
 
 from adaptlab.adapt import lora
 from adaptlab.data import Batch
 from adaptlab.models import LlamaShape, language_modelling, llama
 from adaptlab.optim import adamw
 from adaptlab.rng import generator_for
-from adaptlab.shard import Placement, place
+from adaptlab.shard import Placement, make_mesh, place
 from adaptlab.train import Compiled, Program, Replicas, compile_program, compile_replicas, device_numbers, make_program
 
 RUNS, STEPS, ROWS, LENGTH = 16, 50, 4, 12
 SHAPE = LlamaShape(64, width=32, depth=2, heads=4, kv_heads=2, head_width=8, ffn_width=64)
 MODEL = llama(SHAPE)
 # One device, so that the compiler's account of memory is that of all there is.
-MESH = jax.make_mesh(
-    (1, 1, 1), ("replica", "data", "tensor"), axis_types=(AxisType.Auto,) * 3, devices=jax.devices()[:1]
-)
+MESH = make_mesh(devices=jax.devices()[:1])
 PLACEMENT = Placement(MESH, MODEL.axes())
 # Rates at which training is stable: at 1e-2 it is not, and rounding grows to half a percent of the loss by step 50.
 MEMBERS = [({"lr": lr, "alpha": alpha}, seed) for lr in (1e-3, 3e-3) for alpha in (2.0, 8.0) for seed in range(4)]

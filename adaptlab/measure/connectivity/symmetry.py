@@ -119,9 +119,10 @@ def _of_stream(flat: Mapping[str, Any], axes: PyTree) -> Symmetry:
     # A classifier over BERT's pooler reads the pooler's outputs, which are not the stream.
     behind = ("classifier/kernel",) if "pooler/kernel" in flat else ()
     uses = [
-        Use(path, names.index("embed") - len(names))
+        Use(path, names.index(width) - len(names))
         for path, names in named.items()
-        if path in flat and "embed" in names and path not in behind
+        for width in ("embed", "embed_vector")  # of matrices, and of norms and biases
+        if path in flat and width in names and path not in behind
     ]
     return Symmetry("stream", flat["embed/embedding"].shape[-1], tuple(uses), shared=True)
 
