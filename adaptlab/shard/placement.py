@@ -94,7 +94,7 @@ class Placement(NamedTuple):
         """Over how many devices a logical axis is split while computing."""
         return math.prod(self.mesh.shape[axis] for axis in mesh_axes(self.compute, name))
 
-    def with_moments(self, where: Moments | None) -> "Placement":
+    def with_moments(self, where: str | None) -> "Placement":
         """Return this placement with the optimiser's state elsewhere.
 
         Args:
