@@ -16,7 +16,7 @@ Rules = Mapping[str, str | tuple[str, ...] | None]
 REST: Rules = {
     "batch": ("data", "expert"),
     "bottleneck": None,
-    "copies": "tensor",
+    "copies": "tensor",  # of what several products read, one for each device
     "embed": "fsdp",
     "embed_vector": None,
     "experts": "expert",
@@ -38,20 +38,10 @@ ZERO1: Rules = {**REST, "embed": ("fsdp", "data")}
 """Where moments rest if they are shared out over `data` too, unlike what they belong to (ZeRO-1, arXiv:1910.02054)."""
 
 COMPUTE: Rules = {
+    **REST,
     "batch": ("data", "fsdp", "expert"),
-    "bottleneck": None,
-    "copies": "tensor",  # of what several products read, one for each device
     "embed": None,
-    "embed_vector": None,
     "expert_batch": ("data", "fsdp"),  # the batch where experts compute, which have its other axis
-    "experts": "expert",
-    "ffn": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "layers": "stage",
-    "rank": None,
-    "time": "context",
-    "vocab": "tensor",
 }
 """Where the weights and the activations of a layer are while it computes."""
 
