@@ -62,10 +62,12 @@ def _check_groups(overrides: Iterable[str]) -> None:
 
 def _plain(config: Any) -> Node:
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         return typing.cast(Node, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value, and there is no default: give {error.full_key}=…") from error
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
 

@@ -18,6 +18,11 @@ def test_a_group_that_is_null_is_an_error_that_names_its_choices_and_how_to_leav
     assert config.compose("low_rank", ["training.max_tokens=null"])["training"]["max_tokens"] is None  # a value may be
 
 
+def test_a_value_without_a_default_is_asked_for_by_its_whole_key():
+    with pytest.raises(config.ConfigError, match=r"target\.image has no value, .*: give target\.image=…"):
+        config.compose("launch", ["target=jobset", "name=x", "command=experiments.forgetting"])
+
+
 def test_a_command_says_so_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["low_rank", "claims=null", "--cfg", "job"])
     with pytest.raises(SystemExit, match=MESSAGE):
