@@ -5,6 +5,7 @@ import pytest
 from adaptlab import config
 from adaptlab.report import judge
 from experiments import low_rank
+from scripts import launch
 from tests.report.planted import TARGET, UPSTREAM, Arm, plant
 
 MESSAGE = r"claims=null: 'claims' is a group of configs, which cannot be null. Choose from \[.*'low_rank'.*'~claims'"
@@ -19,8 +20,9 @@ def test_a_group_that_is_null_is_an_error_that_names_its_choices_and_how_to_leav
 
 
 def test_a_value_without_a_default_is_asked_for_by_its_whole_key():
+    given = launch.overrides(["target=jobset", "name=x", "command=experiments.forgetting"])
     with pytest.raises(config.ConfigError, match=r"target\.image has no value, .*: give target\.image=…"):
-        config.compose("launch", ["target=jobset", "name=x", "command=experiments.forgetting"])
+        config.compose("launch", given)
 
 
 def test_a_command_says_so_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
