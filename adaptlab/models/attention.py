@@ -1,6 +1,6 @@
 """The one attention of all families: by a table of who sees whom, in blocks, or in a ring over devices.
 
-Letters: as in `adaptlab.models.layers`.
+Letters: as in `adaptlab.models.dense`.
 """
 
 from typing import Any
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from adaptlab.models import layers
 from adaptlab.models.blockwise import attend_everywhere, blockwise_attention, join
+from adaptlab.models.dense import dense_attention, dense_probabilities, with_prefix
 from adaptlab.models.mask import BLOCKWISE_FROM, Mask
 from adaptlab.models.ring import ring_attention
 from adaptlab.shard import computing_placement, constrain
@@ -55,7 +55,7 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Any, p
       `[B, T, H, K]` in q's dtype.
     """
     if not isinstance(mask, Mask):
-        return layers.attention(q_BTHK, *layers.with_prefix(prefix, k_BTGK, v_BTGK, mask))
+        return dense_attention(q_BTHK, *with_prefix(prefix, k_BTGK, v_BTGK, mask))
     q_BTHK = constrain(q_BTHK, ("batch", "time", "heads", None))
     k_BTGK, v_BTGK = (constrain(x, ("batch", "time", "kv_heads", None)) for x in (k_BTGK, v_BTGK))
     if (placement := computing_placement()) is not None and _devices_of_a_row() > 1:
@@ -70,8 +70,8 @@ def attend(q_BTHK: jax.Array, k_BTGK: jax.Array, v_BTGK: jax.Array, mask: Any, p
 def attention_weights(q_BTHK: jax.Array, k_BTGK: jax.Array, mask: Any, prefix: Any = None) -> jax.Array:
     """Return the probabilities of `attend`, float32 `[B, H, T, S]`: a prefix's keys stand in front. Never in blocks."""
     mask_BTT = mask.dense() if isinstance(mask, Mask) else mask
-    k_BSGK, _, mask_BTS = layers.with_prefix(prefix, k_BTGK, k_BTGK, mask_BTT)
-    return layers.attention_weights(q_BTHK, k_BSGK, mask_BTS)
+    k_BSGK, _, mask_BTS = with_prefix(prefix, k_BTGK, k_BTGK, mask_BTT)
+    return dense_probabilities(q_BTHK, k_BSGK, mask_BTS)
 
 
 def _devices_of_a_row() -> int:

@@ -7,8 +7,10 @@ from flax import linen as nn
 
 from adaptlab.models.attention import attend, attention_weights
 from adaptlab.models.intermediates import record
-from adaptlab.models.layers import ACTIVATIONS, Linear, fan_out, slot, split_heads
+from adaptlab.models.layers import ACTIVATIONS, Linear
 from adaptlab.models.model import Slot
+from adaptlab.models.products import fan_out, split_heads
+from adaptlab.models.reading import slot
 
 __all__ = ["FeedForward", "SelfAttention", "check_sizes", "slots_of"]
 

@@ -10,18 +10,11 @@ from flax import linen as nn
 from adaptlab.models.attention import check_attention, mask_for
 from adaptlab.models.blocks import FeedForward, SelfAttention, check_sizes, slots_of
 from adaptlab.models.intermediates import make_intermediates, record
-from adaptlab.models.layers import (
-    Embed,
-    LayerNorm,
-    behind_prefix,
-    dropped,
-    fitting,
-    refuse_unread,
-    residual,
-    slot,
-)
+from adaptlab.models.layers import Embed, LayerNorm, dropped, residual
 from adaptlab.models.mask import Mask, prompted
 from adaptlab.models.model import Model, Slot
+from adaptlab.models.positions import behind_prefix, fitting
+from adaptlab.models.reading import refuse_unread, slot
 from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
 __all__ = ["GPT2Shape", "gpt2"]

@@ -11,22 +11,12 @@ from flax import linen as nn
 from adaptlab.models.attention import attend, attention_weights, check_attention, mask_for
 from adaptlab.models.blocks import slots_of
 from adaptlab.models.intermediates import KINDS, make_intermediates, record
-from adaptlab.models.layers import (
-    Embed,
-    Linear,
-    RMSNorm,
-    behind_prefix,
-    dropped,
-    fan_out,
-    refuse_unread,
-    residual,
-    rotary,
-    rotary_angles,
-    slot,
-    split_heads,
-)
+from adaptlab.models.layers import Embed, Linear, RMSNorm, dropped, residual
 from adaptlab.models.mask import Mask, prompted
 from adaptlab.models.model import Model, Slot
+from adaptlab.models.positions import behind_prefix, rotary, rotary_angles
+from adaptlab.models.products import fan_out, split_heads
+from adaptlab.models.reading import refuse_unread, slot
 from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
 __all__ = ["LlamaShape", "decoder", "llama"]

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from adaptlab.models.layers import Linear, refuse_unread
+from adaptlab.models.layers import Linear
 from adaptlab.models.model import Model
+from adaptlab.models.reading import refuse_unread
 
 __all__ = ["ACTIVATIONS", "mlp"]
 

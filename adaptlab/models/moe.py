@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adaptlab.models.intermediates import record
-from adaptlab.models.layers import dot_rows, read
 from adaptlab.models.llama import LlamaShape
+from adaptlab.models.products import dot_rows
+from adaptlab.models.reading import read
 from adaptlab.shard import constrain
 
 __all__ = ["Experts", "capacity", "load_balancing_loss", "router_z_loss"]

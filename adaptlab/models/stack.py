@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adaptlab.models.intermediates import MOE_KINDS
-from adaptlab.models.layers import GATHERED
 from adaptlab.models.pipeline import Stack, layers_of
+from adaptlab.models.reading import GATHERED
 from adaptlab.shard import computing_placement
 
 __all__ = ["DTYPES", "REMAT_POLICIES", "check_options", "stacked", "weights"]

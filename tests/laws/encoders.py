@@ -24,7 +24,7 @@ DEFAULT = {
 }
 """The adaptations that run on a model by default. What the first two add to the Llamas are biases, learned positions,
 layer norms with a bias, an encoder's mask and a head over one vector a text; the other cells run with `slow`. What
-Mixtral's experts add is in `tests/models/test_mixtral.py`."""
+Mixtral's experts add is in `tests/models/test_moe.py` and `test_mixtral.py`."""
 
 
 def repeated(adaptations: Mapping[str, Any]) -> set[tuple[str, str]]:

@@ -8,7 +8,7 @@ import pytest
 from adaptlab import leaf, tree
 from adaptlab.models import BertShape, LlamaShape, bert, llama
 from adaptlab.models.blockwise import blockwise_attention
-from adaptlab.models.layers import attention
+from adaptlab.models.dense import dense_attention
 from adaptlab.models.mask import BLOCKWISE_FROM, Mask
 from tests.laws.table import scattered
 
@@ -43,7 +43,7 @@ def test_attention_in_blocks_has_the_value_gradient_and_second_derivative_of_att
         return jax.jit(lambda x, dx: jax.jvp(jax.value_and_grad(total, (0, 1, 2)), x, dx))(arrays(0), arrays(2))
 
     got = all_of(lambda q, k, v: blockwise_attention(q, k, v, mask, block=8)[0])
-    close(named(got), named(all_of(lambda q, k, v: attention(q, k, v, mask.dense()))))
+    close(named(got), named(all_of(lambda q, k, v: dense_attention(q, k, v, mask.dense()))))
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def memory(length: int, attend: Any) -> int:
 
 def test_memory_grows_with_the_length_where_attention_at_once_grows_with_its_square():
     blocks = [memory(n, lambda q, k, v, mask: blockwise_attention(q, k, v, mask, block=64)[0]) for n in (512, 1024)]
-    whole = [memory(n, lambda q, k, v, mask: attention(q, k, v, mask.dense())) for n in (512, 1024)]
+    whole = [memory(n, lambda q, k, v, mask: dense_attention(q, k, v, mask.dense())) for n in (512, 1024)]
     assert blocks[1] < 2.1 * blocks[0]
     assert whole[1] > 3.5 * whole[0]
     assert blocks[1] < whole[1] / 10

@@ -7,8 +7,9 @@ import pytest
 
 from adaptlab import tree
 from adaptlab.models import REMAT_POLICIES, LlamaShape, Model, llama
-from adaptlab.models.layers import attention, rotary, rotary_angles
+from adaptlab.models.dense import dense_attention
 from adaptlab.models.mask import Mask
+from adaptlab.models.positions import rotary, rotary_angles
 from tests.laws.table import scattered
 
 SHAPE = LlamaShape(vocab_size=24, width=16, depth=2, heads=4, kv_heads=2, head_width=6, ffn_width=20, tied=False)
@@ -80,7 +81,7 @@ def test_attention_equals_the_formula_head_by_head():
     q, k, v = (rng.normal(size=(2, 5, heads, 6)).astype(np.float32) for heads in (4, 2, 2))
     segments = np.array([[1, 1, 2, 2, 2], [1, 1, 1, 1, 0]])
     mask = Mask(jnp.asarray(segments), 5, causal=True).dense()
-    got = attention(*map(jnp.asarray, (q, k, v)), mask)
+    got = dense_attention(*map(jnp.asarray, (q, k, v)), mask)
     for b in range(2):
         for h in range(4):
             scores = q[b, :, h] @ k[b, :, h // 2].T / np.sqrt(6)

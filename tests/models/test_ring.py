@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from adaptlab import leaf, tree
 from adaptlab.models import BertShape, LlamaShape, bert, llama
-from adaptlab.models.layers import attention
+from adaptlab.models.dense import dense_attention
 from adaptlab.models.mask import Mask
 from adaptlab.models.ring import ring_attention
 from adaptlab.shard import Placement, computing, make_mesh, place
@@ -115,7 +115,7 @@ def test_second_derivatives_go_round_too():
 
     for got, wanted in zip(
         product(lambda q, k, v: ring_attention(q, k, v, mask, mesh)[0]),
-        product(lambda q, k, v: attention(q, k, v, mask.dense())),
+        product(lambda q, k, v: dense_attention(q, k, v, mask.dense())),
         strict=True,
     ):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
