@@ -3,6 +3,7 @@
     python -m scripts.fit_annealing data=curves.csv schedule=schedule step=step lr=lr y=loss
         train=[cosine,constant,two_stage] test=[wsd]
     python -m scripts.fit_annealing data=curves.csv law=momentum 'test=[wsd]'
+    python -m scripts.fit_annealing data=curves.csv law=multi_power estimate=early_stopping 'test=[wsd]'
 
 The table has a row for each schedule and step, with the learning rate at that step. `fit_curves.csv` has the measured
 and predicted losses of every row.
@@ -31,6 +32,8 @@ class Fitting:
       where: a condition that rows must meet.
       train, test: names of schedules to fit to and to predict.
       warmup: the steps of the warm-up, if not those in which the learning rate rises.
+      estimate: `minimise`, or `early_stopping`: the multi-power law's published estimate for few schedules, a short
+        descent from a simpler law, see `adaptlab.scaling.early_stopping`.
       loss, delta, space, starts, seed: how to fit, see `adaptlab.scaling.fit`.
       level: of intervals.
       figures: whether to draw.
@@ -47,6 +50,7 @@ class Fitting:
     train: list[str] | None
     test: list[str] | None
     warmup: float | None
+    estimate: Literal["minimise", "early_stopping"]
     loss: Literal["huber", "huber_likelihood", "squared", "log_cosh", "tukey"]
     delta: float
     space: Literal["log", "linear"]
@@ -79,7 +83,7 @@ def fit_file(job: Fitting, folder: Path) -> dict[str, Any]:
     columns = {"schedule": job.schedule_column, "step": job.step, "lr": job.lr, "y": job.y}
     curves = annealing.read_curves(table, **columns, where=job.where, warmup=job.warmup)
     train, test = annealing.split_schedules(list(curves), job.train, job.test)
-    how = {name: getattr(job, name) for name in ("loss", "delta", "space", "starts", "seed", "level")}
+    how = {name: getattr(job, name) for name in ("estimate", "loss", "delta", "space", "starts", "seed", "level")}
     found = annealing.fit_annealing(_law(job.law), curves, train, test, **how)
     path = folder / job.out
     path = path if path.suffix == ".json" else path / "fit.json"

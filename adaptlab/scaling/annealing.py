@@ -56,7 +56,7 @@ class Exposure(NamedTuple):
     """n rows of some curves, and the P pairs of a row with a drop of its schedule that was before it.
 
     Attributes:
-      area, step, loss, name: `(n,)`, of the rows; the name is the schedule's.
+      area, step, lr, loss, name: `(n,)`, of the rows; the name is the schedule's.
       row_P: which row, increasing.
       size_P: the drop's size.
       log_rate_P: the logarithm of the learning rate it fell to.
@@ -66,6 +66,7 @@ class Exposure(NamedTuple):
 
     area: np.ndarray
     step: np.ndarray
+    lr: np.ndarray
     loss: np.ndarray
     name: np.ndarray
     row_P: np.ndarray
@@ -161,7 +162,7 @@ def exposure_of(curves: Sequence[Curve], *, most_drops: int = 256, most_rows: in
             "since_P": since_RK[row_P, drop_P],
             "steps_P": (curve.step_T[rows, None] - drops.step_K)[row_P, drop_P],
         }
-        own = {"area": curve.area_T, "step": curve.step_T, "loss": curve.loss_T}
+        own = {"area": curve.area_T, "step": curve.step_T, "lr": curve.lr_T, "loss": curve.loss_T}
         kept = {name: values[rows] for name, values in own.items()}
         parts.append({**kept, "name": np.full(len(rows), curve.name, object), **pairs})
         rows_so_far += len(rows)

@@ -12,7 +12,7 @@ from adaptlab.scaling.annealing import Exposure
 from adaptlab.scaling.form import Form, Parameter, Ranges, Values
 from adaptlab.scaling.points import Points
 
-__all__ = ["area_law", "momentum_law", "multi_power_law"]
+__all__ = ["area_law", "immediate_law", "momentum_law", "multi_power_law"]
 
 _INPUTS = ("area", "row")
 _BASE = (
@@ -20,6 +20,7 @@ _BASE = (
     Parameter("A", low=0.0, log=True, meaning="amplitude of the area's power"),
     Parameter("alpha", low=0.0, high=3.0, start=(0.2, 0.8), meaning="exponent of the area"),
 )
+_GAIN = Parameter("B", low=0.0, log=True, meaning="gain per drop")
 
 
 def area_law(exposure: Given) -> Form:
@@ -62,6 +63,31 @@ def momentum_law(exposure: Given) -> Form:
     return Form("momentum", _INPUTS, (*_BASE, *own), predict, starts, equation, "arXiv:2408.11029")
 
 
+def immediate_law(exposure: Given, peak: float | None = None) -> Form:
+    """A drop of the learning rate gains at once all that it ever will: the multi-power law's limit of G = 1.
+
+        L(t) = L0 + A S1(t)^-alpha - B (eta_max - eta_t),    S1(t) = sum_{i<=t} eta_i
+
+    Args:
+      exposure: the rows.
+      peak: eta_max; None takes the highest learning rate of all rows. Another one is another L0, and the same law.
+
+    Reference: arXiv:2503.12811, where the fit of the multi-power law begins.
+    """
+    highest = float(exposure.lr.max()) if peak is None else peak
+
+    def predict(values: Values, x: Values) -> jax.Array:
+        return _area(values, x) - values["B"] * (highest - jnp.asarray(exposure.lr)[_rows(x)])
+
+    def starts(points: Points) -> Ranges:
+        """B such that all drops together lower the loss by 3 to 100 per cent of the fall seen."""
+        fall, dropped = _fall_and_drop(exposure)
+        return {**_area_starts(points), "B": (0.03 * fall / dropped, fall / dropped)}
+
+    equation = "L0 + A S1^-alpha - B (lr_max - lr)"
+    return Form("immediate", _INPUTS, (*_BASE, _GAIN), predict, starts, equation, "arXiv:2503.12811, G = 1")
+
+
 def multi_power_law(exposure: Given) -> Form:
     """Luo et al.'s law: each drop lowers the loss by a power law of the area since then.
 
@@ -73,7 +99,7 @@ def multi_power_law(exposure: Given) -> Form:
     Reference: arXiv:2503.12811.
     """
     own = (
-        Parameter("B", low=0.0, log=True, meaning="gain per drop"),
+        _GAIN,
         Parameter("C", low=0.0, log=True, meaning="rate of the gain's growth"),
         Parameter("beta", low=0.0, high=5.0, start=(0.2, 0.9), meaning="exponent of the gain's growth"),
         Parameter("gamma", low=0.0, high=3.0, start=(0.2, 0.9), meaning="exponent of the learning rate behind a drop"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adaptlab.scaling.fit import Fit
+from adaptlab.scaling.fit import Fit, refuse_unless_minimum
 
 __all__ = ["aicc", "bic", "comparable"]
 
@@ -52,6 +52,7 @@ def comparable(fits: Sequence[Fit]) -> None:
 
 
 def _sizes(fit: Fit) -> tuple[int, int]:
+    refuse_unless_minimum(fit, "Information criteria")
     weights = fit.points.weights
     n = fit.points.n if weights is None else int(np.count_nonzero(weights))
     return n, len(fit.form.parameters) + 1

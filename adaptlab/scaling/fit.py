@@ -14,7 +14,7 @@ from adaptlab.scaling.points import Points
 from adaptlab.scaling.search import Found, search
 from adaptlab.scaling.starts import Starts, start_values
 
-__all__ = ["Fit", "fit", "fit_groups", "predict", "refit"]
+__all__ = ["Fit", "assemble", "fit", "fit_groups", "predict", "refit", "refuse_unless_minimum"]
 
 
 class Fit(NamedTuple):
@@ -32,6 +32,8 @@ class Fit(NamedTuple):
       converged: whether the gradient vanishes there to rounding.
       others: `(k, q)` where other refined starts ended, best first: warm starts for refits, and local optima.
       warnings: what a reader of the fit should know, in sentences.
+      minimum: whether the values are meant to minimise the objective. Those of `fit_early_stopped` are not, so that
+        nothing which rests on a minimum can be said of them: no standard errors, no profiles, no AICc.
     """
 
     form: Form
@@ -48,6 +50,7 @@ class Fit(NamedTuple):
     converged: bool
     others: np.ndarray
     warnings: tuple[str, ...]
+    minimum: bool = True
 
 
 def fit(
@@ -109,8 +112,8 @@ def fit_groups(
     ]
     found = search(form, chosen, space, _stacked(data), np.stack(thetas))
     return {
-        key: _fit(form, chosen, space, reduce, points, warnings, d, one)
-        for (key, (points, warnings)), d, one in zip(sound.items(), data, found, strict=True)
+        key: assemble(form, chosen, space, points, one, reduce=reduce, warnings=warnings)
+        for (key, (points, warnings)), one in zip(sound.items(), found, strict=True)
     }
 
 
@@ -127,6 +130,7 @@ def refit(fitted: Fit, *, weights: Any = None, y: Any = None, free: Any = None, 
     Returns:
       the best of the warm starts, `theta` `(R, q)` and so on; the objective is the sum.
     """
+    refuse_unless_minimum(fitted, "Refits that minimise")
     if weights is None and y is None:
         raise ValueError(
             "refit needs other weights (R, n) or other outcomes y (R, n); fit() fits the points themselves."
@@ -184,17 +188,29 @@ def _stacked(data: list[Data]) -> Data:
     return Data(x, y, sigma, np.stack([filled(d.weights, zero=True) for d in data]))
 
 
-def _fit(
+def refuse_unless_minimum(fitted: Fit, what: str) -> None:
+    """Raise a ValueError if a fit is no minimum, and `what` (the sentence's subject, plural) would need one."""
+    if not fitted.minimum:
+        raise ValueError(
+            f"{what} need a minimum of the objective, and this fit of {fitted.form.name} stopped early, before one. "
+            "Take fit(), which minimises; or judge the early-stopped fit by leave_schedules_out()."
+        )
+
+
+def assemble(
     form: Form,
     loss: Loss,
     space: Space,
-    reduce: str,
     points: Points,
-    warnings: tuple[str, ...],
-    data: Data,
     found: Found,
+    *,
+    reduce: Literal["sum", "mean"] = "sum",
+    warnings: tuple[str, ...] = (),
+    minimum: bool = True,
 ) -> Fit:
+    """Return what a search found as a `Fit`; the other arguments are its fields."""
     theta: Any = found.theta
+    data = data_of(points, space)
     count = float(np.sum(data.weights))
     with double_precision():
         values = {name: float(value) for name, value in values_of(form, theta).items()}
@@ -205,7 +221,7 @@ def _fit(
         likelihood, temperature = profile_likelihood(loss, found.objective, count)
         scale = temperature**0.5
     likelihood -= float(np.sum(data.weights * np.log(data.sigma)))
-    if not found.converged:
+    if minimum and not found.converged:
         warnings = (*warnings, "The search did not converge: the points may not determine all parameters.")
     return Fit(
         form=form,
@@ -222,4 +238,5 @@ def _fit(
         converged=found.converged,
         others=found.others,
         warnings=warnings,
+        minimum=minimum,
     )

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import norm
 
-from adaptlab.scaling.fit import Fit
+from adaptlab.scaling.fit import Fit, refuse_unless_minimum
 from adaptlab.scaling.form import Form
 from adaptlab.scaling.losses import Loss
 from adaptlab.scaling.objective import Space, data_of
@@ -90,8 +90,9 @@ def linearise(fit: Fit) -> Linearised:
     the points that the fit does not pass through.
 
     Raises:
-      ValueError: no more points than parameters.
+      ValueError: no more points than parameters, or a fit that is no minimum.
     """
+    refuse_unless_minimum(fit, "Standard errors, intervals, profiles and diagnoses")
     data, loss = data_of(fit.points, fit.space), fit.loss
     c, raw = coordinates_of(fit.form, fit.values), gradients(fit, fit.points.x)
     free = ~_on_bounds(fit, raw)

@@ -175,13 +175,54 @@ def test_a_law_of_annealing_is_fitted_to_some_schedules_and_judged_on_others(tmp
     done = run("scripts.fit_annealing", data, *words, "train=[cosine_24000,constant_24000,wsdcon_9]", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "fit.json").read_text())
-    assert list(result) == [*FIELDS, "schedules"]
+    assert list(result) == [*FIELDS, "schedules", "estimate", "left_out"]
+    assert list(result["left_out"]) == ["cosine_24000", "constant_24000", "wsdcon_9"]
     assert [row["split"] for row in result["schedules"].values()] == ["train"] * 3 + ["test"] * 6
     assert result["holdout"]["mean_relative_error"] < 2e-3
     assert (tmp_path / "fit_curves.png").exists()
     assert (tmp_path / "fit_curves.csv").read_text().count("\n") == 1 + sum(
         r["n"] for r in result["schedules"].values()
     )
+
+
+def anneal(folder, *overrides):
+    """The work of `scripts.fit_annealing` on a command line, without Hydra's process."""
+    given = fit_annealing.overrides([*overrides, "figures=false"])
+    node = config.validate(config.compose("fit_annealing", given), schema=fit_annealing.Fitting)
+    return fit_annealing.fit_file(fit_annealing.Fitting(**node), folder)
+
+
+def test_an_early_stopped_law_is_reported_without_errors_that_it_does_not_have(tmp_path, capsys):
+    step, kinds = np.arange(100, 2100, 100.0), ("constant", "linear", "two_stage", "late")
+    lr = np.concatenate(
+        [np.full(20, 1e-3), np.linspace(1e-3, 1e-4, 20), *(np.where(step < s, 1e-3, 3e-4) for s in (900, 1500))]
+    )
+    area = np.cumsum(lr.reshape(4, 20) * 100, axis=1).ravel()
+    loss = 3 + 0.5 * area**-0.5 - 200 * (1e-3 - lr)
+    columns = {"schedule": np.repeat(kinds, 20), "step": np.tile(step, 4), "lr": lr, "loss": loss}
+    data = write(tmp_path / "curves.csv", columns)
+    anneal(tmp_path, data, "estimate=early_stopping", "starts=4", "test=[late]")
+    result = json.loads((tmp_path / "fit.json").read_text())
+    assert list(result) == [*FIELDS, "schedules", "estimate", "left_out"]
+    assert result["estimate"] == "early_stopping"
+    assert list(result["left_out"]) == ["constant", "linear", "two_stage"]
+    assert 0 < result["holdout"]["mean_relative_error"] < 0.05
+    for row in result["parameters"].values():
+        assert row["value"] is not None
+        assert (row["stderr"], row["low"], row["high"]) == (None, None, None)
+    assert [(row["low"], row["high"]) for row in result["predictions"]] == [(None, None)]
+    assert result["diagnostics"]["identifiability"]["verdict"] is None
+    said = " ".join(result["diagnostics"]["warnings"])
+    assert "Stopped early, by design" in said
+    assert "standard errors take rows as independent" not in said
+    printed = capsys.readouterr().out
+    assert "its descent stopped early: L0 = " in printed
+    assert "with 95% intervals" not in printed
+
+
+def test_an_estimate_that_there_is_not_names_those_there_are(tmp_path):
+    with pytest.raises(config.ConfigError, match=r"estimate.*minimise.*early_stopping"):
+        anneal(tmp_path, "data=c.csv", "estimate=early")
 
 
 def test_the_column_of_schedules_is_not_taken_for_the_group_of_schedules():

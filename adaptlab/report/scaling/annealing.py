@@ -3,7 +3,8 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from rich.table import Table as Grid
@@ -13,14 +14,17 @@ from adaptlab.report.figures import Figure, Look, grid, legend, name_axes, style
 from adaptlab.report.scaling.results import fit_result
 from adaptlab.scaling.annealing import Curve, Exposure, annealing_points, exposure_of, make_curve
 from adaptlab.scaling.columns import evaluate, mask
-from adaptlab.scaling.fit import Fit, fit, predict
+from adaptlab.scaling.early_stopping import fit_early_stopped, refit_early_stopped
+from adaptlab.scaling.fit import Fit, fit, predict, refit
 from adaptlab.scaling.form import Form
-from adaptlab.scaling.points import subset
+from adaptlab.scaling.left_out import leave_schedules_out
+from adaptlab.scaling.points import Points, subset
 from adaptlab.scaling.selection import errors
 from adaptlab.scaling.table import Table, column, take
 
 __all__ = [
     "Annealing",
+    "Estimate",
     "curves_csv",
     "draw_annealing",
     "fit_annealing",
@@ -32,6 +36,7 @@ __all__ = [
 _ROWS, _DROPS = 100, 32  # of each curve, in the fit: a smooth curve has no more to say, and whole ones take minutes
 
 Law = Callable[[Exposure], Form]
+Estimate = Literal["minimise", "early_stopping"]
 
 
 class Annealing(NamedTuple):
@@ -105,16 +110,28 @@ def split_schedules(
 
 
 def fit_annealing(
-    law: Law, curves: Mapping[str, Curve], train: Sequence[str], test: Sequence[str], *, level: float = 0.95, **how: Any
+    law: Law,
+    curves: Mapping[str, Curve],
+    train: Sequence[str],
+    test: Sequence[str],
+    *,
+    estimate: Estimate = "minimise",
+    level: float = 0.95,
+    **how: Any,
 ) -> Annealing:
-    """Fit a law to some curves and predict others.
+    """Fit a law to some curves and predict others, and each of the fitted from the rest.
 
     Args:
       law: `exposure -> Form`, see `adaptlab.scaling.annealing_laws`.
       curves: all curves by schedule.
       train, test: names.
+      estimate: "minimise" is `adaptlab.scaling.fit`; "early_stopping" is
+        `adaptlab.scaling.early_stopping.fit_early_stopped`, of the multi-power law only.
       level: of intervals.
-      **how: the options of `adaptlab.scaling.fit`.
+      **how: the options of either.
+
+    Raises:
+      ValueError: an estimate that there is not, or not of this law.
     """
     fitting = exposure_of([curves[name] for name in train], most_drops=_DROPS, most_rows=_ROWS)
     lasts = [_last(curves[name]) for name in test]
@@ -122,7 +139,7 @@ def fit_annealing(
     points, count = annealing_points(every), len(fitting.area)
     form = law(every)
     runs = points.runs if len(train) > len(form.parameters) else None
-    fitted = fit(form, subset(points._replace(runs=runs), np.arange(count)), **how)
+    fitted, again = _estimated(estimate, form, every, subset(points._replace(runs=runs), np.arange(count)), how)
     predicted = {name: _predicted(law, fitted, curves[name]) for name in (*train, *test)}
     x = {name: values[count:] for name, values in points.x.items()}  # the last row of each schedule to predict
     at = [{"schedule": name, "step": float(curves[name].step_T[-1])} for name in test]
@@ -130,12 +147,9 @@ def fit_annealing(
     judged = {name: _judged(law, fitted, curves[name])._asdict() for name in (*train, *test)}
     result["in_sample"] = _pooled([judged[name] for name in train])
     result["holdout"] = _pooled([judged[name] for name in test]) if test else None
-    if runs is None:
-        result["diagnostics"]["warnings"].append(
-            f"The rows of a curve share their noise, but {len(train)} schedules are too few to estimate that for "
-            f"{len(form.parameters)} parameters: standard errors take rows as independent, and are too small."
-        )
+    result["diagnostics"]["warnings"] += _remarks(fitted, result, len(train))
     result["schedules"] = {name: {"split": "test" if name in test else "train", **row} for name, row in judged.items()}
+    result["estimate"], result["left_out"] = estimate, leave_schedules_out(fitted, every, again)
     return Annealing(fitted, [curves[name] for name in (*train, *test)], predicted, list(test), result)
 
 
@@ -154,11 +168,13 @@ def curves_csv(found: Annealing) -> str:
 def schedules_table(found: Annealing) -> Grid:
     """Return the table of how well each schedule is described."""
     table = Grid(title="Error of the law by schedule")
-    for name in ("schedule", "", "rows", "mean relative error", "largest", "rms of log"):
+    for name in ("schedule", "", "rows", "mean relative error", "largest", "rms of log", "mean when left out"):
         table.add_column(name, justify="left" if name in ("schedule", "") else "right")
+    out = found.result["left_out"]
     for name, row in found.result["schedules"].items():
         numbers = (f"{row['mean_relative_error']:.3%}", f"{row['max_relative_error']:.3%}", f"{row['rmse_log']:.5f}")
-        table.add_row(name, row["split"], str(row["n"]), *numbers)
+        without = f"{out[name]:.3%}" if np.isfinite(out.get(name, np.nan)) else "-"
+        table.add_row(name, row["split"], str(row["n"]), *numbers, without)
     return table
 
 
@@ -178,6 +194,40 @@ def draw_annealing(found: Annealing) -> Figure:
     legend(figure, panels[0], handles)
     name_axes(figure, "Step", "Loss; in titles, mean relative error")
     return figure
+
+
+def _estimated(
+    estimate: Estimate, form: Form, exposure: Exposure, points: Points, how: dict[str, Any]
+) -> tuple[Fit, Callable[..., Any]]:
+    """The fit, and the same under other weights, see `leave_schedules_out`."""
+    if estimate not in get_args(Estimate):
+        choices = list(get_args(Estimate))
+        raise ValueError(f"estimate must be one of {choices}; got {estimate!r}.{nearest(estimate, choices)}")
+    if estimate == "minimise":
+        fitted = fit(form, points, **how)
+        return fitted, partial(refit, fitted)
+    if form.name != "multi_power":
+        raise ValueError(
+            f"estimate='early_stopping' is published for law=multi_power only, and the law is {form.name}. Take "
+            "estimate=minimise, or law=multi_power."
+        )
+    return fit_early_stopped(exposure, points, **how), partial(refit_early_stopped, exposure, points, **how)
+
+
+def _remarks(fitted: Fit, result: Mapping[str, Any], schedules: int) -> list[str]:
+    """What few schedules mean for a minimum."""
+    if not fitted.minimum or fitted.points.runs is not None:
+        return []
+    said = [
+        f"The rows of a curve share their noise, but {schedules} schedules are too few to estimate that for "
+        f"{len(fitted.form.parameters)} parameters: standard errors take rows as independent, and are too small."
+    ]
+    if fitted.form.name == "multi_power" and result["diagnostics"]["identifiability"]["verdict"] != "identified":
+        said.append(
+            "estimate=early_stopping keeps what these schedules leave free near a simpler law; compare the errors of "
+            "schedules left out under both."
+        )
+    return said
 
 
 def _last(curve: Curve) -> Curve:

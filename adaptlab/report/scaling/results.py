@@ -1,5 +1,6 @@
 """What a fitted scaling law is reported as: the fields of `fit.json`, a table, and a sentence to quote."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from adaptlab.scaling.bootstrap import Bootstrap, bootstrap_intervals
 from adaptlab.scaling.diagnosis import diagnose
-from adaptlab.scaling.fit import Fit
+from adaptlab.scaling.fit import Fit, predict
 from adaptlab.scaling.points import Points
 from adaptlab.scaling.prediction import prediction_intervals
 from adaptlab.scaling.profile import profile_intervals
@@ -47,9 +48,9 @@ def fit_result(
       in_sample, holdout: `{n, rmse_log, mean_relative_error, max_relative_error}`; holdout is None without `held`.
       predictions: `[{inputs, value, low, high}]`.
       diagnostics: `{identifiability: {verdict, condition, on_bounds, sentences}, starts_agree, warnings}`.
+
+    Of a fit that is no minimum there are no standard errors, limits or verdict: they are nan and None.
     """
-    found = diagnose(fitted)
-    said = {"verdict": found.verdict, "condition": found.condition}
     return {
         "form": fitted.form.name,
         "n_points": fitted.points.n,
@@ -60,7 +61,7 @@ def fit_result(
         "holdout": None if held is None else errors(fitted, held)._asdict(),
         "predictions": _predictions(fitted, at, inputs, draws, level) if at else [],
         "diagnostics": {
-            "identifiability": {**said, "on_bounds": found.on_bounds, "sentences": found.sentences},
+            "identifiability": _identifiability(fitted),
             "starts_agree": fitted.starts_agree,
             "warnings": list(fitted.warnings),
         },
@@ -71,6 +72,8 @@ def parameters_of(
     fitted: Fit, draws: Bootstrap | None, level: float, profiled: bool = True
 ) -> dict[str, dict[str, float]]:
     """Return `{parameter: {value, stderr, low, high}}`; what does not exist, as on a bound, is nan."""
+    if not fitted.minimum:
+        return {n: {"value": v, **dict.fromkeys(("stderr", "low", "high"), math.nan)} for n, v in fitted.values.items()}
     if draws is None:
         spread = covariance(fitted)
         deviations = spread.standard_errors
@@ -128,14 +131,25 @@ def groups_table(results: Mapping[str, Mapping[str, Any]], title: str) -> Table:
 
 def quotation(result: Mapping[str, Any], fitted: Fit, level: float) -> str:
     """Return one sentence with what a paper has to say of a fit."""
-    values = [f"{name} = {_digits(row['value'])} ({_interval(row)})" for name, row in result["parameters"].items()]
+    limits, closing = (_interval, f", with {level:.0%} intervals") if fitted.minimum else (None, "")
+    values = [
+        f"{name} = {_digits(row['value'])}{f' ({limits(row)})' if limits else ''}"
+        for name, row in result["parameters"].items()
+    ]
     said = (
         f"{fitted.form.equation} ({fitted.form.source}), fitted to {result['n_points']} points by "
-        f"{_fitted_how(fitted)}: {', '.join(values)}, with {level:.0%} intervals"
+        f"{_fitted_how(fitted)}: {', '.join(values)}{closing}"
     )
     if (row := result["holdout"]) is not None:
         said += f"; mean relative error {row['mean_relative_error']:.2%} on {row['n']} points held out"
     return f"{said}."
+
+
+def _identifiability(fitted: Fit) -> dict[str, Any]:
+    if not fitted.minimum:
+        return {"verdict": None, "condition": math.nan, "on_bounds": (), "sentences": ()}
+    found = diagnose(fitted)
+    return {name: getattr(found, name) for name in ("verdict", "condition", "on_bounds", "sentences")}
 
 
 def _predictions(
@@ -147,6 +161,10 @@ def _predictions(
 ) -> list[dict[str, Any]]:
     """New measurements; where points have a noise of their own, one of median noise."""
     assert inputs is not None
+    if not fitted.minimum:
+        values = predict(fitted, inputs)
+        none = {"low": math.nan, "high": math.nan}
+        return [{"inputs": dict(where), "value": float(v), **none} for where, v in zip(at, values, strict=True)]
     sigma = None if fitted.points.sigma is None else np.full(len(at), np.median(fitted.points.sigma))
     found = prediction_intervals(fitted, inputs, level=level, draws=draws, sigma=sigma)
     limits = zip(found.value, found.low, found.high, strict=True)
@@ -157,7 +175,8 @@ def _predictions(
 def _fitted_how(fitted: Fit) -> str:
     name = fitted.loss.name.replace("_", " ")
     width = f" loss (delta = {fitted.loss.width:g})" if np.isfinite(fitted.loss.width) else " loss"
-    return f"{name}{width} in {fitted.space} space"
+    stopped = "" if fitted.minimum else ", its descent stopped early"
+    return f"{name}{width} in {fitted.space} space{stopped}"
 
 
 def _digits(value: float | None, digits: int = 4) -> str:
@@ -167,4 +186,5 @@ def _digits(value: float | None, digits: int = 4) -> str:
 
 
 def _interval(row: Mapping[str, Any]) -> str:
-    return f"{_digits(row['low'])} to {_digits(row['high'])}"
+    ends = _digits(row["low"]), _digits(row["high"])
+    return "-" if ends == ("-", "-") else " to ".join(ends)

@@ -36,6 +36,21 @@ def test_a_law_of_one_schedule_predicts_another_at_twice_the_rate(found):
     assert any("share their noise" in warning for warning in found.result["diagnostics"]["warnings"])
 
 
+@pytest.mark.parametrize(
+    ("estimate", "said"),
+    [
+        (
+            "early_stoping",
+            r"must be one of \['minimise', 'early_stopping'\]; got 'early_stoping'. Did you mean 'early_stopping'",
+        ),
+        ("early_stopping", "published for law=multi_power only, and the law is area. Take estimate=minimise"),
+    ],
+)
+def test_an_estimate_that_there_is_not_or_not_of_the_law_is_an_error(estimate, said):
+    with pytest.raises(ValueError, match=said):
+        fit_annealing(area_law, read_curves(rows(), **COLUMNS), ["slow"], ["fast"], estimate=estimate)
+
+
 def test_every_row_and_its_prediction_is_written_and_drawn(found):
     header, *lines = curves_csv(found).splitlines()
     assert header == "schedule,split,step,lr,loss,predicted"
