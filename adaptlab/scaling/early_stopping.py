@@ -74,13 +74,12 @@ def fit_early_stopped(
     3. It ends after `updates` steps, after `patience` steps without a lower objective, or where the gradient's norm is
        below 1e-5. The parameters of the lowest objective met are the estimate.
 
-    An update moves a parameter by its rate at most, whatever the objective's scale. B, in the hundreds, so stays near
-    what the simpler law says of it, less what 200 updates of decay take, a tenth; C, beta and gamma can move by about
-    10, 1 and 1.
+    An update moves a parameter by about its rate, whatever the objective's scale. B, in the hundreds, so stays near
+    what the simpler law says of it, less what the decay takes, a tenth in 200 updates; C, beta and gamma can move by
+    some 10, 1 and 1.
 
-    The rates and the beginning are the publication's and absolute: they suit losses of a few nats, learning rates near
-    3e-4 and areas S1 of order 1 to 100. Parameters whose natural size is far from theirs would stay where they begin;
-    `leave_schedules_out` tells whether the estimate predicts.
+    The rates and the beginning are the publication's and absolute: they were set for losses near 3, learning rates up
+    to 3e-4 and areas S1 near 10. In other units it is another estimate; `leave_schedules_out` tells how it predicts.
 
     Args:
       exposure: the rows of some schedules, in some of which the learning rate falls.
@@ -174,6 +173,8 @@ def _setting(
             "schedules in which it falls, or take the law of the area."
         )
     simple = fit(immediate_law(exposure, float(lr.max())), sound, loss=chosen, space=space, starts=starts, seed=seed)
+    if not simple.converged:
+        warnings = (*warnings, f"The fit of the simpler law, {simple.form.equation}, did not converge.")
     return _Setting(law, sound, warnings, chosen, updates, patience, simple)
 
 
