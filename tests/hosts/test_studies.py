@@ -4,6 +4,7 @@ The curves are bit by bit those of a study that nothing happened to, if mesh and
 differ by what another order of summation gives, 1e-5 of a value at most.
 """
 
+import functools
 import json
 import signal
 import subprocess
@@ -35,11 +36,21 @@ def command(overrides: list[str]) -> list[str]:  # noqa: F811
 
 
 @pytest.fixture(scope="module")
-def whole(command: list[str], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Curves:
-    """The curves of two processes that nothing happens to."""
-    cwd = tmp_path_factory.mktemp("whole")
-    assert ended(start(command, 2, cwd, cache)) == [0, 0], said(cwd)
-    return curves(cwd)
+def whole_of(command: list[str], cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Curves]:
+    """The curves of so many processes that nothing happens to."""
+
+    @functools.cache
+    def curves_of(processes: int) -> Curves:
+        cwd = tmp_path_factory.mktemp(f"whole{processes}")
+        assert ended(start(command, processes, cwd, cache)) == [0] * processes, said(cwd)
+        return curves(cwd)
+
+    return curves_of
+
+
+@pytest.fixture
+def whole(whole_of: Callable[[int], Curves]) -> Curves:
+    return whole_of(2)
 
 
 def curves(cwd: Path) -> Curves:
@@ -85,27 +96,32 @@ def results(cwd: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(cwd.glob("runs/forgetting/*/runs/*/*/*/result.json"))]
 
 
+@pytest.mark.parametrize("processes", [2, 4])
 def test_the_death_of_one_process_ends_the_others_in_time_and_the_study_resumes_to_the_same_bits(
-    whole: Curves, command: list[str], cache: Path, tmp_path: Path
+    processes: int, whole_of: Callable[[int], Curves], command: list[str], cache: Path, tmp_path: Path
 ):
-    for victim, further in ((1, 10), (0, 24)):
-        started = start(command, 2, tmp_path, cache)
+    for victim, further in ((processes - 1, 10), (0, 24)):
+        started = start(command, processes, tmp_path, cache)
         once(lambda: rows(tmp_path) >= further, started)  # noqa: B023
         started[victim].kill()
         codes = ended(started, 90)
         assert codes[victim] == -signal.SIGKILL
-        assert codes[1 - victim] != 0
-        assert "detected fatal errors" in (tmp_path / f"{1 - victim}.txt").read_text()
-    assert ended(start(command, 2, tmp_path, cache)) == [0, 0], said(tmp_path)
+        for other in set(range(processes)) - {victim}:
+            assert codes[other] != 0
+            assert "detected fatal errors" in (tmp_path / f"{other}.txt").read_text()
+    assert ended(start(command, processes, tmp_path, cache)) == [0] * processes, said(tmp_path)
     assert any(result["resumed_at"] for result in results(tmp_path))
-    assert_equal(curves(tmp_path), whole)
+    assert_equal(curves(tmp_path), whole_of(processes))
 
 
-@pytest.mark.parametrize(("processes", "mesh"), [(4, ["mesh.fsdp=4"]), (1, []), (2, ["mesh.tensor=2"])])
+@pytest.mark.parametrize(
+    ("first", "processes", "mesh"),
+    [(2, 4, ["mesh.fsdp=4"]), (2, 1, []), (2, 2, ["mesh.tensor=2"]), (4, 2, []), (4, 1, ["mesh.fsdp=2"])],
+)
 def test_all_are_killed_and_others_go_on_on_another_mesh(
-    processes: int, mesh: list[str], whole: Curves, command: list[str], cache: Path, tmp_path: Path
+    first: int, processes: int, mesh: list[str], whole: Curves, command: list[str], cache: Path, tmp_path: Path
 ):
-    started = start([*command, "~methods.lora"], 2, tmp_path, cache)
+    started = start([*command, "~methods.lora"], first, tmp_path, cache)
     once(lambda: rows(tmp_path) >= 12, started)
     for one in started:
         one.kill()
