@@ -168,8 +168,10 @@ def curves_csv(found: Annealing) -> str:
 def schedules_table(found: Annealing) -> Grid:
     """Return the table of how well each schedule is described."""
     table = Grid(title="Error of the law by schedule")
-    for name in ("schedule", "", "rows", "mean relative error", "largest", "rms of log", "mean when left out"):
-        table.add_column(name, justify="left" if name in ("schedule", "") else "right")
+    table.add_column("schedule", overflow="fold")  # names whole, also on a narrow screen
+    table.add_column("")
+    for name in ("rows", "mean relative error", "largest", "rms of log", "mean when left out"):
+        table.add_column(name, justify="right")
     out = found.result["left_out"]
     for name, row in found.result["schedules"].items():
         numbers = (f"{row['mean_relative_error']:.3%}", f"{row['max_relative_error']:.3%}", f"{row['rmse_log']:.5f}")
