@@ -97,7 +97,7 @@ def ours(p: Problem) -> Ask:
         if task == "product":
             return timed(lambda: many_products(h))
         if task == "density":
-            return timed(lambda: _nodes(spectral_density(h, key=KEY, **settings)))
+            return timed(lambda: _nodes(spectral_density(h, key=KEY, how="rademacher", **settings)))
         k, tolerance = settings["k"], settings["tolerance"]
         return timed(lambda: np.asarray(top_eigenpairs(h, k, key=KEY, tolerance=tolerance).values))
 

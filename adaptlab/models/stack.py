@@ -60,7 +60,8 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
     stages it is a pipeline (`adaptlab.models.pipeline.gpipe`).
 
     `unroll=None` writes a shallow stack out on a CPU: a loop costs 12% of a step there, and four layers compile as fast
-    without it. (30 layers gain as much, but take six times as long to compile.)
+    without it. (30 layers gain as much, but take six times as long to compile.) Layers that are written out get their
+    slices of the weights from one split, and what they keep for derivatives is never put into one array and cut again.
     """
     if unroll is None:
         unroll = depth if jax.default_backend() == "cpu" and depth <= _SHALLOW else 1
@@ -68,8 +69,9 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
     policy = REMAT_POLICIES[remat]
     if policy is None and placement is not None and placement.mesh.shape["fsdp"] > 1:
         policy = _all_but_gathered
+    written_out = unroll >= depth
     if policy is not None:
-        layer = nn.remat(layer, policy=policy, prevent_cse=False)
+        layer = nn.remat(layer, policy=policy, prevent_cse=written_out)  # a loop prevents it by itself
 
     def scanned(length: int, unroll: int = unroll) -> Any:
         return nn.scan(
@@ -82,14 +84,22 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
 
-    return lambda *fields, name: functools.partial(_run, scanned, fields, scanned(depth)(*fields, name=name))
+    def make(*fields: Any, name: str) -> Any:
+        single = layer(*fields, parent=None) if written_out else None
+        return functools.partial(_run, scanned, single, fields, scanned(depth)(*fields, name=name))
+
+    return make
 
 
-def _run(scanned: Any, fields: Any, module: nn.Module, x: jax.Array, *args: Any) -> Any:
+def _run(scanned: Any, single: nn.Module | None, fields: Any, module: nn.Module, x: jax.Array, *args: Any) -> Any:
     """Run the layers one after the other, or on a mesh with stages, as a pipeline."""
     recording = any(module.is_mutable_collection(kind) for kind in MOE_KINDS)
-    if module.is_initializing() or (route := layers_of(recording)) is None:
+    if module.is_initializing():
         return module(x, *args)  # pyright: ignore[reportCallIssue]
+    if (route := layers_of(recording)) is None:
+        if single is None or recording:
+            return module(x, *args)  # pyright: ignore[reportCallIssue]
+        return _one_by_one(single, module, x, *args), None
 
     placement = computing_placement()
 
@@ -102,6 +112,18 @@ def _run(scanned: Any, fields: Any, module: nn.Module, x: jax.Array, *args: Any)
 
     key = module.make_rng("dropout") if module.has_rng("dropout") else None
     return route(Stack(module.variables["params"], run, x, args, key)), None
+
+
+def _one_by_one(single: nn.Module, stack: nn.Module, x: jax.Array, *args: Any) -> jax.Array:
+    """Run the layers of a stack, written out."""
+    leaves, structure = jax.tree.flatten(stack.variables["params"])
+    depth = leaves[0].shape[0]
+    keys = jax.random.split(stack.make_rng("dropout"), depth) if stack.has_rng("dropout") else None
+    parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * depth)] for leaf in leaves]
+    for i, own in enumerate(zip(*parts, strict=True)):
+        rngs = None if keys is None else {"dropout": keys[i]}
+        x, _ = single.apply({"params": jax.tree.unflatten(structure, own)}, x, *args, rngs=rngs)
+    return x
 
 
 def _all_but_gathered(primitive: Any, *_: Any, **params: Any) -> bool:

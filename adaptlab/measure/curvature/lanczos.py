@@ -159,7 +159,7 @@ def _eigenpairs(
         full = jax.lax.while_loop(lambda s: (s.state.size < size) & going_on(s), expanded, search)
         return full._replace(state=_restarted(full.state, keep))
 
-    start = draw(key, operator.space) if start is None else start
+    start = draw(key, operator.space, "rademacher") if start is None else start
     begun = _begun(operator.space, start, size)
     unknown = jnp.full(k, jnp.inf, begun.matrix_MM.dtype)
     found = jax.lax.while_loop(going_on, cycle, _Search(begun, unknown, jnp.zeros((), bool)))

@@ -66,13 +66,20 @@ def draw(key: jax.Array, like: Any, how: Draw = "normal") -> Any:
     than a model's Hessian.
     """
     leaves, structure = jax.tree.flatten(like)
-    sample = jax.random.rademacher if how == "rademacher" else jax.random.normal
+    sample = _signs if how == "rademacher" else jax.random.normal
     drawn = sample(key, (sum(x.size for x in leaves),), wide_dtype(like))
     cuts, start = [], 0
     for x in leaves:
         cuts.append(drawn[start : start + x.size].reshape(x.shape).astype(x.dtype))
         start += x.size
     return jax.tree.unflatten(structure, cuts)
+
+
+def _signs(key: jax.Array, shape: tuple[int], dtype: Any) -> jax.Array:
+    """±1 with equal probability, 32 of them from each word that is drawn."""
+    words = jax.random.bits(key, (-(-shape[0] // 32), 1), jnp.uint32)
+    bits = (words >> jnp.arange(32, dtype=jnp.uint32)[None]) & jnp.uint32(1)
+    return 1 - 2 * bits.reshape(-1)[: shape[0]].astype(dtype)
 
 
 def scrambled(v: Any, seed: jax.Array) -> Any:
