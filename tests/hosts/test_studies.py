@@ -6,6 +6,7 @@ differ by what another order of summation gives, 1e-5 of a value at most.
 
 import functools
 import json
+import re
 import signal
 import subprocess
 import time
@@ -100,7 +101,8 @@ def results(cwd: Path) -> list[dict]:
 def test_the_death_of_one_process_ends_the_others_in_time_and_the_study_resumes_to_the_same_bits(
     processes: int, whole_of: Callable[[int], Curves], command: list[str], cache: Path, tmp_path: Path
 ):
-    for victim, further in ((processes - 1, 10), (0, 24)):
+    for victim in (processes - 1, 0):
+        further = rows(tmp_path) + 10
         started = start(command, processes, tmp_path, cache)
         once(lambda: rows(tmp_path) >= further, started)  # noqa: B023
         started[victim].kill()
@@ -108,7 +110,7 @@ def test_the_death_of_one_process_ends_the_others_in_time_and_the_study_resumes_
         assert codes[victim] == -signal.SIGKILL
         for other in set(range(processes)) - {victim}:
             assert codes[other] != 0
-            assert "detected fatal errors" in (tmp_path / f"{other}.txt").read_text()
+            assert re.search("detected fatal errors|gloo::", (tmp_path / f"{other}.txt").read_text())
     assert ended(start(command, processes, tmp_path, cache)) == [0] * processes, said(tmp_path)
     assert any(result["resumed_at"] for result in results(tmp_path))
     assert_equal(curves(tmp_path), whole_of(processes))
@@ -137,10 +139,11 @@ def test_a_notice_to_one_process_saves_all_and_the_same_command_goes_on_to_the_s
     processes: int, whole: Curves, command: list[str], cache: Path, tmp_path: Path
 ):
     once_only = [*command, "~methods.full", "training.save_every=1000"]
-    for further in (6, 16):
+    for notice in (signal.SIGTERM, signal.SIGUSR1):
+        further = rows(tmp_path) + 6
         started = start(once_only, processes, tmp_path, cache)
         once(lambda: rows(tmp_path) >= further, started)  # noqa: B023
-        started[-1].send_signal(signal.SIGTERM if further == 6 else signal.SIGUSR1)
+        started[-1].send_signal(notice)
         assert ended(started, 120) == [EXIT_CODE] * processes, said(tmp_path)
     assert ended(start(once_only, processes, tmp_path, cache)) == [0] * processes, said(tmp_path)
     assert all(result["resumed_at"] for result in results(tmp_path))
