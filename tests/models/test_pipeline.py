@@ -224,5 +224,9 @@ def test_an_encoder_goes_through_stages_too():
         return tree.flatten(jax.jit(jax.grad(total))(params))
 
     got, wanted = gradient(Placement(make_mesh(stage=4, data=2), model.axes())), gradient(None)
+    largest = max(np.abs(x).max() for x in wanted.values())
     for path, x in wanted.items():
-        np.testing.assert_allclose(got[path], x, rtol=1e-5, atol=1e-5 * np.abs(x).max(), err_msg=path)
+        if path == "layers/attention/key/bias":  # a softmax does not see it: both are rounding
+            assert max(np.abs(x).max(), np.abs(got[path]).max()) < 1e-5 * largest
+        else:
+            np.testing.assert_allclose(got[path], x, rtol=1e-5, atol=1e-5 * np.abs(x).max(), err_msg=path)
