@@ -40,9 +40,16 @@ def test_full_fine_tuning_is_six_flops_a_parameter_and_token():
 def test_lora_is_four_because_frozen_weights_get_no_gradient():
     rank, (D, F) = 4, (SHAPE.width, SHAPE.ffn_width)
     adapters = SHAPE.depth * rank * (4 * 2 * D + 3 * (D + F))
-    got = flops_per_token(lora(rank))
+    got = flops_per_token(lora(rank), unroll=1)
     assert got == 4 * (MATRICES + HEAD) + 6 * adapters + 3 * ATTENTION
     assert 4.0 <= got / MATRICES < 4.4
+
+
+def test_layers_that_are_written_out_give_no_gradient_to_what_does_not_train_below_them():
+    rank, D = 4, SHAPE.width
+    query_key_value = 3 * (D * D + D * rank)  # of the first layer, by which nothing but the embeddings would be reached
+    saved = flops_per_token(lora(rank), unroll=1) - flops_per_token(lora(rank), unroll=SHAPE.depth)
+    assert saved == 2 * query_key_value
 
 
 def test_full_rematerialisation_costs_one_more_forward_pass_of_the_layers():

@@ -62,6 +62,7 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
     `unroll=None` writes a shallow stack out on a CPU: a loop costs 12% of a step there, and four layers compile as fast
     without it. (30 layers gain as much, but take six times as long to compile.) Layers that are written out get their
     slices of the weights from one split, and what they keep for derivatives is never put into one array and cut again.
+    Nor does the first of them compute a gradient of its input, where nothing below it trains.
     """
     if unroll is None:
         unroll = depth if jax.default_backend() == "cpu" and depth <= _SHALLOW else 1
