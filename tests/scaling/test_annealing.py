@@ -3,8 +3,6 @@
 tests/golden/mpl_loss_curves_25M.csv has the curves and the split of Luo et al. (arXiv:2503.12811).
 """
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -12,9 +10,8 @@ import pytest
 from adaptlab.scaling import fit
 from adaptlab.scaling.annealing import annealing_points, drops_of, exposure_of, make_curve
 from adaptlab.scaling.annealing_laws import area_law, momentum_law, multi_power_law
-from adaptlab.scaling.table import load_table, take
+from tests.scaling.published import published_curves
 
-CURVES = Path(__file__).parents[1] / "golden" / "mpl_loss_curves_25M.csv"
 # Table of the authors' repository, 25M.
 PUBLISHED = {"L0": 3.040, "A": 0.525, "alpha": 0.508, "B": 363.788, "C": 2.066, "beta": 0.583, "gamma": 0.641}
 TISSUE = {"L0": 3.0, "A": 0.5, "alpha": 0.5, "C": 0.8, "decay": 2e-3}
@@ -137,15 +134,7 @@ def test_a_curve_that_cannot_be_is_an_error(step, lr, said):
 
 @pytest.fixture(scope="module")
 def published():
-    """The published curves, `{split: curves}`."""
-    table = load_table(CURVES)
-    names, splits = table.columns["schedule"], table.columns["split"]
-    found = {"train": [], "test": []}
-    for name in dict.fromkeys(names):
-        rows = take(table, names == name)
-        curve = make_curve(name, *(rows.columns[one] for one in ("step", "lr", "loss")), 2160)
-        found[splits[names == name][0]].append(curve)
-    return found
+    return published_curves()
 
 
 def mean_errors(law, values, curves):

@@ -4,7 +4,6 @@ tests/golden/mpl_loss_curves_25M.csv has the curves and the split of Luo et al. 
 """
 
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,8 @@ from adaptlab.scaling.annealing import annealing_points, exposure_of, make_curve
 from adaptlab.scaling.annealing_laws import immediate_law, multi_power_law
 from adaptlab.scaling.early_stopping import fit_early_stopped, refit_early_stopped
 from adaptlab.scaling.left_out import leave_schedules_out
-from adaptlab.scaling.table import load_table, take
+from tests.scaling.published import published_curves
 
-CURVES = Path(__file__).parents[1] / "golden" / "mpl_loss_curves_25M.csv"
 # The 25M model in the authors' repository, to all digits.
 PUBLISHED = {
     "L0": 3.04045406,
@@ -35,15 +33,7 @@ MINIMUM = 1.382996e-4  # of the objective, see test_annealing.py
 
 @pytest.fixture(scope="module")
 def curves():
-    """The published curves, `{split: curves}`."""
-    table = load_table(CURVES)
-    names, splits = table.columns["schedule"], table.columns["split"]
-    found = {"train": [], "test": []}
-    for name in dict.fromkeys(names):
-        rows = take(table, names == name)
-        curve = make_curve(name, *(rows.columns[one] for one in ("step", "lr", "loss")), 2160)
-        found[splits[names == name][0]].append(curve)
-    return found
+    return published_curves()
 
 
 @pytest.fixture(scope="module")
