@@ -85,7 +85,7 @@ def register_resolver(name: str, resolve: Callable[..., Any]) -> None:
         if key not in resolved:
             try:
                 resolved[key] = resolve(node, *arguments)
-            except ConfigError as error:
+            except ValueError as error:
                 _stop(error)
         return resolved[key]
 
