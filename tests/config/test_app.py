@@ -31,6 +31,12 @@ def test_a_command_says_so_without_a_traceback(monkeypatch: pytest.MonkeyPatch):
         low_rank.main()
 
 
+def test_what_the_name_of_a_folder_needs_is_an_error_without_a_traceback_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["low_rank", "hosts.processes=2"])
+    with pytest.raises(SystemExit, match=r"hosts\.process=None, hosts\.coordinator=None: give all three"):
+        low_rank.main()
+
+
 def test_a_study_without_claims_judges_none():
     study = low_rank.Study(**config.validate(config.compose("low_rank", ["~claims"]), schema=low_rank.Study))
     curves, runs = plant({"full": Arm()})
