@@ -31,7 +31,7 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
     The same command, started once for each process of a job, makes them one study (`adaptlab.hosts`). Told to leave, it
     saves and returns `adaptlab.preempt.EXIT_CODE`; given again, it goes on from there.
     """
-    folders.register_resolver(schema)
+    folders.register_resolver(name, schema)
 
     def decorate(f: Callable[[Any, Path], Any]) -> Callable[[], Any]:
         @contextmanager

@@ -158,16 +158,21 @@ def _unfinished(home: Path, study: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def register_resolver(schema: Any) -> None:
-    """Make `${run_dir:<study>}` known to Hydra: the folder to resume, or a new one named by the time.
+_SCHEMAS: dict[str, Any] = {}  # of the studies of this process, by name: a resolver is one for all
+
+
+def register_resolver(name: str, schema: Any) -> None:
+    """Make `${run_dir:<name>}` known to Hydra: the folder to resume, or a new one named by the time.
 
     Args:
-      schema: the study's dataclass, with which its config is completed before it is compared.
+      name: the study.
+      schema: its dataclass, with which its config is completed before it is compared.
     """
+    _SCHEMAS[name] = schema
 
     def resolve(plain: Mapping[str, Any], name: str) -> str:
         home, now = Path("runs") / name, datetime.now()
-        study = config.validate(plain, schema=schema)
+        study = config.validate(plain, schema=_SCHEMAS[name])
         join_job(study)
 
         def chosen() -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from adaptlab import config
 from adaptlab.report import judge
-from experiments import low_rank
+from experiments import low_rank, search
 from scripts import launch
 from tests.report.planted import TARGET, UPSTREAM, Arm, plant
 
@@ -35,6 +35,13 @@ def test_what_the_name_of_a_folder_needs_is_an_error_without_a_traceback_too(mon
     monkeypatch.setattr(sys, "argv", ["low_rank", "hosts.processes=2"])
     with pytest.raises(SystemExit, match=r"hosts\.process=None, hosts\.coordinator=None: give all three"):
         low_rank.main()
+
+
+def test_two_studies_in_one_process_each_have_their_own_schema(monkeypatch: pytest.MonkeyPatch):
+    for name, study in ("low_rank", low_rank), ("search", search), ("low_rank", low_rank):
+        monkeypatch.setattr(sys, "argv", [name, "hosts.processes=2"])
+        with pytest.raises(SystemExit, match="give all three"):
+            study.main()
 
 
 def test_a_study_without_claims_judges_none():
