@@ -82,7 +82,7 @@ class Study:
     wandb: "al.study.Wandb"
 
 
-@al.study.app("scaling", Study)
+@al.study.app("scaling", Study, runs=lambda study: len(study.seeds))
 def main(study: Study, folder: Path) -> float:
     """Train the smaller rungs; predict the largest; train it; fit the laws; score, judge and report."""
     # What will be run, what it costs, and the text that all rungs share.

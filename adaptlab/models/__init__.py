@@ -2,6 +2,7 @@
 
 from adaptlab.models import names
 from adaptlab.models.bert import BertShape, bert, bert_classifier
+from adaptlab.models.fan_in import by_fan_in
 from adaptlab.models.gpt2 import GPT2Shape, gpt2
 from adaptlab.models.llama import LlamaShape, llama
 from adaptlab.models.losses import classification, cross_entropy, language_modelling
@@ -27,6 +28,7 @@ __all__ = [
     "bert",
     "bert_classifier",
     "bubble_fraction",
+    "by_fan_in",
     "classification",
     "cross_entropy",
     "from_shape",

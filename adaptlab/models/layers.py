@@ -17,7 +17,7 @@ from adaptlab.models.products import Fanned, activations, dot, dot_rows
 from adaptlab.models.reading import gathered, on_many, read, slot, stored
 from adaptlab.shard import constrain_rest
 
-__all__ = ["ACTIVATIONS", "Embed", "LayerNorm", "Linear", "RMSNorm", "dropped", "residual"]
+__all__ = ["ACTIVATIONS", "INIT_STD", "Embed", "LayerNorm", "Linear", "RMSNorm", "dropped", "residual"]
 
 
 def _gelu(x: jax.Array) -> jax.Array:
@@ -32,6 +32,9 @@ ACTIVATIONS = {
 }
 """By the names of Hugging Face: "gelu" is x Φ(x) (arXiv:1606.08415), "gelu_new" its approximation by tanh."""
 
+INIT_STD = 0.02
+"""The standard deviation of random matrices and tables, as in GPT-2; see also `adaptlab.models.by_fan_in`."""
+
 
 class Linear(nn.Module):
     """x W, with an optional bias; `axes` are the logical names of W's two axes. x may be `fan_out`'s."""
@@ -39,7 +42,7 @@ class Linear(nn.Module):
     features: int
     axes: tuple[str | None, str | None]
     use_bias: bool = False
-    init: Callable[..., Any] = nn.initializers.normal(0.02)
+    init: Callable[..., Any] = nn.initializers.normal(INIT_STD)
 
     @nn.compact
     def __call__(self, given: Any) -> jax.Array:
@@ -67,7 +70,7 @@ class Embed(nn.Module):
 
     def setup(self) -> None:
         shape, self.axes = (self.vocab_size, self.width), (self.rows, "embed")
-        self.table = stored(self, "embedding", nn.initializers.normal(0.02), shape, self.axes)
+        self.table = stored(self, "embedding", nn.initializers.normal(INIT_STD), shape, self.axes)
 
     def __call__(self, ids_BT: jax.Array) -> jax.Array:
         """Rows of the table, which stays where it rests: on a mesh with `fsdp` the rows travel instead.

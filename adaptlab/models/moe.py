@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adaptlab.models.intermediates import record
+from adaptlab.models.layers import INIT_STD
 from adaptlab.models.llama import LlamaShape
 from adaptlab.models.products import dot_rows
 from adaptlab.models.reading import read
@@ -50,7 +51,8 @@ class Experts(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         # Not a "kernel": patterns for matrices leave the router as it is unless they name it.
-        router_DE = read(self, "router", nn.initializers.normal(0.02), (x_BTD.shape[-1], self.experts), ("embed", None))
+        shape = (x_BTD.shape[-1], self.experts)
+        router_DE = read(self, "router", nn.initializers.normal(INIT_STD), shape, ("embed", None))
         x_BTD = constrain(x_BTD, ("batch", "time", "embed"))
         logits_BTE = constrain(dot_rows(x_BTD.astype(jnp.float32), router_DE), ("batch", "time", None))
         best_BTK, chosen_BTK = largest(logits_BTE, self.active)
@@ -104,7 +106,7 @@ class _Linears(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.experts, x.shape[-1], self.features)
-        kernel_EDF = read(self, "kernel", nn.initializers.normal(0.02), shape, ("experts", *self.axes), x.dtype)
+        kernel_EDF = read(self, "kernel", nn.initializers.normal(INIT_STD), shape, ("experts", *self.axes), x.dtype)
         y = jax.vmap(dot_rows, in_axes=(0 if x.ndim == 4 else None, 0))(x, kernel_EDF)
         return constrain(y, ("experts", "expert_batch", self.along, self.axes[1]))
 

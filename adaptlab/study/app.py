@@ -14,7 +14,9 @@ __all__ = ["app"]
 log = logging.getLogger(__name__)
 
 
-def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
+def app(
+    name: str, schema: Callable[..., Any], *, runs: Callable[[Any], int] | None = None
+) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
     """Return a decorator that makes `f(study, folder)` the command of a study.
 
     The config `conf/<name>.yaml` is checked and completed before anything loads. The folder is a new one,
@@ -25,6 +27,8 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
       name: the primary config.
       schema: the dataclass that `f` gets: its fields are the config's top-level keys. For `hydra/launcher=vmap` it
         has `members()`, see `adaptlab.study.sweep`.
+      runs: `study -> how many runs its programs have`, of a study that spreads them over devices: for it a CPU is split
+        into as many as it has cores. None leaves a CPU one device.
 
     What `f` returns is the job's value to a sweeper that optimises, such as Optuna's: smaller is better.
 
@@ -51,6 +55,7 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
         @config.main(name, schema, together)
         def task(node: dict[str, Any], folder: Path) -> Any:
             from adaptlab import report  # heavy: not for --help
+            from adaptlab.study.devices import cpu_devices
 
             runtime.configure()
             folders.join_job(node)
@@ -60,6 +65,8 @@ def app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path]
                 if (done := folders.outcome(folder, node)) is not None:
                     log.info("%s has finished before", folder)
                     return done["value"]
+                if runs is not None and hosts.count() == 1:  # before anything asks JAX for its devices
+                    runtime.split_cpu(cpu_devices(runs(schema(**node))))
                 surroundings = report.surroundings() | {"mesh": node.get("mesh")}
                 for change in folders.open_folder(folder, node, surroundings):
                     log.warning("Resumed, but what the numbers depend on has changed: %s", change)

@@ -6,7 +6,6 @@ the sweep is unfinished, with any launcher; jobs that are done are not done agai
 
 import json
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +14,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
 import pyarrow as pa
 
 from adaptlab import config, report
 from adaptlab.runtime import split_cpu
 from adaptlab.study import folder as folders
+from adaptlab.study.devices import cpu_devices, over_all_devices
 from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
 from adaptlab.study.run import Task, run_tasks
 from adaptlab.study.settings import Replication
@@ -30,7 +28,6 @@ __all__ = ["Job", "claim", "finish", "together"]
 
 log = logging.getLogger(__name__)
 
-_MOST_CPU_DEVICES = 8  # each holds a copy of the base
 _COMMAND, _FINISHED, _LABELS = "command.json", "report.html", "jobs.json"
 _INCIDENTAL = ("wandb.", "resume=", "hydra", "hosts")
 
@@ -83,7 +80,7 @@ def together(
     failed: dict[Path, Exception] = {}
     shared: list[tuple[dict[str, Any], Lab]] = []
     for settings, tasks in labs.values():
-        lab = load_lab(settings | {"mesh": _over_all_devices(settings["mesh"])})
+        lab = load_lab(settings | {"mesh": over_all_devices(settings["mesh"])})
         try:
             run_tasks(lab, tasks, folder, replication, halving)
         except folders.StudyError as error:
@@ -98,24 +95,12 @@ def together(
 def _cpu_devices(groups: Sequence[Sequence[Task]], replication: Replication) -> int:
     """Return over how many devices a CPU is split: as many as cores, if every program has that many runs.
 
-    A run on a device of its own has a core of its own, instead of a share of every matrix product. It is counted over
-    all runs, finished or not, so that a sweep which is resumed keeps its devices, and its bits.
+    It is counted over all runs, finished or not, so that a sweep which is resumed keeps its devices, and its bits.
     """
     if replication.how == "alone":
         return 1
     runs = Counter((i, task.member.program) for i, tasks in enumerate(groups) for task in tasks)
-    return max(1, min(os.cpu_count() or 1, _MOST_CPU_DEVICES, *runs.values()))
-
-
-def _over_all_devices(mesh: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a mesh with the devices that its other axes leave given to the runs of the sweep."""
-    used = int(np.prod([size for axis, size in mesh.items() if isinstance(size, int) and axis != "replica"]))
-    if mesh.get("replica") != 1 or jax.device_count() % used:
-        return dict(mesh)
-    replica = jax.device_count() // used
-    if replica > 1:
-        log.info("the runs are spread over %d %s devices", replica, jax.devices()[0].platform)
-    return dict(mesh) | {"replica": replica}
+    return cpu_devices(min(runs.values()))
 
 
 def _counts(jobs: Sequence[Job], labs: Mapping[str, Any]) -> tuple[int, int, int, str]:

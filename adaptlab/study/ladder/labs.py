@@ -11,6 +11,7 @@ import numpy as np
 
 from adaptlab import config, data, measure, models, shard
 from adaptlab.data.bpe import sample_text, train_bpe
+from adaptlab.study.devices import over_all_devices
 from adaptlab.study.lab import Lab, open_base, origin, trained_on
 from adaptlab.study.ladder.plan import Cell, LadderPlan
 from adaptlab.study.ladder.sizes import Ladder, Rung
@@ -116,7 +117,7 @@ def open_ladder_text(study: Any, plan: LadderPlan, folder: Path) -> LadderText:
         pretraining=joined,
         target=goal.train,
         held_out={name: data.fixed_batches(one.held_out, held_out.batch_size) for name, one in every.items()},
-        mesh=config.instantiate(study.mesh),
+        mesh=config.instantiate(over_all_devices(study.mesh)),
         corpora={name: one.provenance for name, one in every.items()},
     )
 
@@ -134,7 +135,7 @@ def pretraining_lab(text: LadderText, cell: Cell, *, measurements: int, save_eve
       save_every: steps between checkpoints.
     """
     assert cell.budget is not None
-    model = models.llama(cell.rung.shape)
+    model = models.by_fan_in(models.llama(cell.rung.shape))
     drawn = models.Pretrained(
         name=f"{cell.rung.name}, random weights",
         model=model,
@@ -177,6 +178,7 @@ def adaptation_lab(text: LadderText, base: Mapping[str, Any], training: Training
       training: how long, on how much at a time.
     """
     pretrained, placement, params = open_base(base, text.mesh)
+    pretrained = pretrained._replace(model=models.by_fan_in(pretrained.model))  # what learns from scratch starts alike
     return _lab(text, pretrained, params, trained_on(placement, training), training, text.target, base)
 
 

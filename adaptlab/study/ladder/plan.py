@@ -193,10 +193,10 @@ def adaptations(
       one: the rung.
       methods: from `methods_at`.
       sizes: `{family: tokens of the target there are}`, increasing.
-      multiples: `{family: learning rate}`, in units of what `budget` gives for the rung and `seen`, before `rate`.
+      multiples: `{family: learning rate}`, in units of the rate that the rung is pre-trained with.
       seen: how many tokens a run trains on: the text is repeated as often as it takes.
     """
-    cells, unit = [], budget(one, seen, length=ladder.length).lr
+    cells, unit = [], budget(one, seen, length=ladder.length, rate=ladder.rate).lr
     for (family, rank), method in methods.items():
         method = method | {"optim": method["optim"] | {"lr": multiples[family] * unit}}
         amounts = sizes[family][-1:] if one == ladder.largest else sizes[family]

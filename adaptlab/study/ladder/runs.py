@@ -1,5 +1,6 @@
 """The runs of a rung: its pre-training at every budget, the base that comes of it, and the adaptations of that base."""
 
+import logging
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import numpy as np
 
 from adaptlab import config, models, report
 from adaptlab.adapt.files import load_delta
-from adaptlab.source import cache_dir
+from adaptlab.source import cache_dir, sha256_of
 from adaptlab.study.ladder.labs import TOKENIZER, LadderText, adaptation_lab, ladder_base, pretraining_lab, with_text
 from adaptlab.study.ladder.plan import Cell, LadderPlan
 from adaptlab.study.ladder.sizes import Rung
@@ -19,6 +20,10 @@ from adaptlab.study.run import run_members
 from adaptlab.study.settings import Replication, Training
 
 __all__ = ["adapt_rung", "keep_bases", "pretrain_rung", "run_rung"]
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = "model.safetensors"
 
 Results = dict[str, dict[str, Any]]
 
@@ -107,12 +112,21 @@ def adapt_rung(
 
 
 def keep_bases(folder: Path, rungs: Sequence[Rung]) -> Path:
-    """Copy finished bases into the cache, `bases/ladder/<rung>`, where other studies read them as `base=ladder`."""
+    """Copy finished bases into the cache, `bases/ladder/<rung>`, where other studies read them as `base=ladder`.
+
+    A base with other weights that lies there is kept beside, as `<rung>_<the first digits of its SHA-256>`.
+    """
     home = cache_dir() / "bases" / "ladder"
     for one in rungs:
-        target = home / one.name
+        made, target = folder / "bases" / one.name, home / one.name
         partial = target.with_name(f".{one.name}.{os.getpid()}")
-        shutil.copytree(folder / "bases" / one.name, partial / "model")
+        shutil.copytree(made, partial / "model")
+        if (target / "model" / WEIGHTS).exists():
+            old = sha256_of(target / "model" / WEIGHTS)
+            aside = home / f"{one.name}_{old[:8]}"
+            if old != sha256_of(made / WEIGHTS) and not aside.exists():
+                os.replace(target, aside)
+                log.warning("%s is of this study now; what lay there is %s", target, aside)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
     return home

@@ -9,6 +9,7 @@ from adaptlab.models import LlamaShape
 
 __all__ = ["Budget", "Ladder", "Rung", "budget", "ladder", "rung"]
 
+_BATCH_AT = 2**19  # tokens at which a batch has the size it is named by
 _PER_COMPUTE = 6  # FLOPs for each parameter and token of training: forward 2, backward 4
 
 
@@ -81,8 +82,8 @@ def ladder(
     ratio: float = 20.0,
     budgets: int | None = None,
     length: int = 128,
-    rate: float = 1.0,
-    batch: float = 1.0,
+    rate: float = 0.256,
+    batch: float = 256.0,
 ) -> Ladder:
     """Return a ladder.
 
@@ -92,7 +93,8 @@ def ladder(
 
     (Hoffmann et al., arXiv:2203.15556, section 3: ratio about 20). The law of pre-training needs N and D apart, so each
     rung is trained on the tokens that the rule gives to each of the first `budgets` rungs: a grid, with the models of
-    the rule on its diagonal. How large a batch and a learning rate is, see `budget`.
+    the rule on its diagonal. How large a batch and a learning rate is, see `budget`; how random weights are drawn, see
+    `adaptlab.models.by_fan_in`.
 
     Args:
       rungs: the dials, increasing; the last one is predicted by the others.
@@ -101,8 +103,8 @@ def ladder(
       ratio: tokens per parameter.
       budgets: how many amounts of text; None is one for each rung.
       length: T, tokens per row.
-      rate: a factor on all learning rates, see `budget`.
-      batch: a factor on all batches.
+      rate: the peak learning rate at a width of 1, see `budget`.
+      batch: tokens per update where half a million are trained on, see `budget`.
 
     Raises:
       ValueError: dials that do not increase, fewer than three of them, or a number that no ladder can have.
@@ -152,24 +154,23 @@ def rung(dial: int, *, aspect: int = 32, vocab_size: int = 1024) -> Rung:
     return Rung(dial, LlamaShape(vocab_size, width, dial, dial, dial, aspect, ffn_width))
 
 
-def budget(one: Rung, tokens: int, *, length: int = 128, rate: float = 1.0, batch: float = 1.0) -> Budget:
+def budget(one: Rung, tokens: int, *, length: int = 128, rate: float = 0.256, batch: float = 256.0) -> Budget:
     """Return the batch, the updates and the learning rate for training a rung on so many tokens.
 
-        C = 6 N D,   batch = 0.2920 C^0.3271 tokens,   learning rate = 0.3118 C^-0.1250
+        batch = `batch` (D / 2^19)^0.383 tokens,   learning rate = `rate` / width
 
-    The power laws are those of DeepSeek LLM (arXiv:2401.02954, section 3.1), fitted there to 10^17 to 10^20 FLOPs. Here
-    they are carried down to 10^10: `rate` and `batch` are there to correct them. C counts the embedding, which the
-    paper leaves out.
+    The best batch grows with the tokens and hardly with the model; the exponent is the one fitted by Bergsma et al.
+    (arXiv:2505.13738). The rate is Adam's for matrices whose fan-in is the width (Yang et al., arXiv:2203.03466,
+    table 8), here of all weights. Both constants are by single runs of the three smallest rungs (docs/ladder.md).
 
     Args:
       one: the rung.
       tokens: D; rounded up to whole batches.
       length: T, tokens per row.
-      rate: a factor on the learning rate.
-      batch: a factor on the batch.
+      rate: the peak learning rate at a width of 1.
+      batch: tokens per update at D = 2^19; rounded to whole rows, of which there is at least one.
     """
-    flops = _PER_COMPUTE * one.parameters * tokens
-    batch_size = max(1, round(batch * 0.2920 * flops**0.3271 / length))
+    batch_size = max(1, round(batch * (tokens / _BATCH_AT) ** 0.383 / length))
     steps = max(1, math.ceil(tokens / (batch_size * length)))
     seen = steps * batch_size * length
-    return Budget(seen, batch_size, steps, rate * 0.3118 * flops**-0.1250, float(_PER_COMPUTE * one.parameters * seen))
+    return Budget(seen, batch_size, steps, rate / one.shape.width, float(_PER_COMPUTE * one.parameters * seen))
