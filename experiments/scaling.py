@@ -38,8 +38,8 @@ class Study:
       optim: the optimiser of pre-training; its learning rate follows from the ladder.
       pretraining: how often it is measured and saved.
       adapt, tune: the recipe of adaptation: its factory and its optimiser.
-      methods: what is different from the recipe, by name, and its learning rate as a `multiple` of the ladder's rule;
-        with `ranks`, at each of them, and with `sizes` of its own.
+      methods: what is different from the recipe, by name, and its learning rate as a `multiple` of the rate that
+        the rung is pre-trained with; with `ranks`, at each of them, and with `sizes` of its own.
       sizes: tokens of the target there are.
       seeds: one run per cell and seed.
       laws: what is fitted to what, see `adaptlab.study.law`.
