@@ -201,9 +201,7 @@ def test_a_planted_law_of_the_smaller_rungs_predicts_the_largest(plan: LadderPla
     assert row["value"] == pytest.approx(true, rel=0.02)
 
 
-def test_a_kept_base_takes_the_place_of_another_one_which_stays_beside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_kept_base_takes_the_place_of_another_one_which_stays_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("ADAPTLAB_CACHE", str(tmp_path / "cache"))
 
     def study(weights: bytes) -> Path:
