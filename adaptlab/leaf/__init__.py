@@ -7,6 +7,7 @@ from adaptlab.leaf.conv import LowRankConv, conv
 from adaptlab.leaf.decomposed import Decomposed, column_norms
 from adaptlab.leaf.fake_quantized import FakeQuantized
 from adaptlab.leaf.held import Blend, Held
+from adaptlab.leaf.layout import as_written
 from adaptlab.leaf.low_rank import Factored, LowRank
 from adaptlab.leaf.prefix import Prefix, Prompt
 from adaptlab.leaf.quantized import Affine, Quantized, Scales, array_axes, is_quantized, quantize
@@ -45,6 +46,7 @@ __all__ = [
     "VectorScaled",
     "Weight",
     "array_axes",
+    "as_written",
     "column_norms",
     "conv",
     "dense",

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from adaptlab.leaf.layout import as_written
 from adaptlab.leaf.weight import Weight, dense, dot, node, product, take
 
 __all__ = ["Factored", "LowRank"]
@@ -28,8 +29,9 @@ class LowRank:
     scale: jax.Array
 
     def dot(self, x: jax.Array, transpose: bool) -> jax.Array:
-        first, second = (self.b, self.a) if transpose else (self.a, self.b)
-        side = product(product(x, first, transpose), second, transpose)
+        a_RD = as_written(jnp.swapaxes(self.a, -1, -2))  # whose gradient is a product that a CPU is fast at
+        first, second = (self.b, a_RD) if transpose else (a_RD, self.b)
+        side = product(product(x, first, transpose=True), second)
         return dot(x, self.w, transpose=transpose) + side * self.scale.astype(side.dtype)
 
     def take(self, ids: jax.Array, dtype: Any) -> jax.Array:
