@@ -14,7 +14,7 @@ from adaptlab.models.layers import Embed, LayerNorm, Linear, dropped, residual
 from adaptlab.models.mask import Mask, prompted
 from adaptlab.models.model import Model, Slot
 from adaptlab.models.positions import behind_prefix, fitting
-from adaptlab.models.reading import refuse_unread, slot
+from adaptlab.models.reading import on_many, refuse_unread, slot
 from adaptlab.models.stack import DTYPES, check_options, stacked, weights
 
 __all__ = ["POOLINGS", "BertShape", "bert", "bert_classifier"]
@@ -54,11 +54,17 @@ class BertShape:
 
 
 class _Layer(nn.Module):
+    """One layer; with `only`, of that one token: all others are read by its attention alone."""
+
     shape: BertShape
+    only: int | None = None
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask: Any, drop: Any) -> Any:
-        y_BTD = SelfAttention(self.shape.heads, name="attention")(x_BTD, mask)
+        asking = None if self.only is None else x_BTD[:, self.only : self.only + 1]
+        seen = mask if self.only is None else mask[:, self.only : self.only + 1]
+        y_BTD = SelfAttention(self.shape.heads, name="attention")(x_BTD, seen, asking)
+        x_BTD = x_BTD if asking is None else asking
         y_BTD = dropped(self, residual(self, "attention_adapter", y_BTD, x_BTD), drop)
         x_BTD = LayerNorm(self.shape.norm_eps, name="attention_norm")(x_BTD + y_BTD)
         y_BTD = FeedForward(self.shape.ffn_width, self.shape.activation, name="feed_forward")(x_BTD)
@@ -94,9 +100,13 @@ class _Bert(nn.Module):
         x_BTD += Embed(s.types, s.width, self.dtype, rows=None, name="type_embed")(types_BT)
         x_BTD = dropped(self, LayerNorm(s.norm_eps, name="embed_norm")(x_BTD), drop)
         record(self, "hidden", lambda: x_BTD)
-        layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers")
-        x_BTD, _ = layers(x_BTD, mask_for(self, mask, self.attention), drop)
-        return self._head(x_BTD[:, P:], real_BT, drop).astype(jnp.float32)
+        table = mask_for(self, mask, self.attention)
+        # Pooled by its first token, a text needs no other of the last layer. (Dropout draws for all tokens at once, and
+        # devices may have a part of them each.)
+        first = self.pooling == "cls" and drop is None and not isinstance(table, Mask) and not on_many()
+        layers = stacked(_Layer, s.depth, self.remat, self.unroll)(s, name="layers", last=(s, P) if first else None)
+        x_BTD, _ = layers(x_BTD, table, drop)
+        return self._head(x_BTD[:, P if x_BTD.shape[1] > 1 else 0 :], real_BT, drop).astype(jnp.float32)
 
     def _head(self, x_BTD: jax.Array, real_BT: jax.Array, drop: Any) -> jax.Array:
         if self.pooling is None:

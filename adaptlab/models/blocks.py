@@ -16,18 +16,22 @@ __all__ = ["FeedForward", "SelfAttention", "check_sizes", "slots_of"]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention (arXiv:1706.03762, sec. 3.2.2) with biases; H heads of width D / H."""
+    """Multi-head attention (arXiv:1706.03762, sec. 3.2.2) with biases; H heads of width D / H.
+
+    `asking`, `[B, t, D]`, are the tokens whose queries are answered, and the mask's rows are theirs; None asks for all.
+    """
 
     heads: int
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask: Any) -> jax.Array:
-        (B, T, D), shared = x_BTD.shape, fan_out(x_BTD)
+    def __call__(self, x_BTD: jax.Array, mask: Any, asking: jax.Array | None = None) -> jax.Array:
+        shared = fan_out(x_BTD)
+        (B, T, D), asked = (x_BTD.shape, shared) if asking is None else (asking.shape, fan_out(asking))
 
-        def project(name: str) -> jax.Array:
-            return split_heads(Linear(D, ("embed", "heads"), use_bias=True, name=name)(shared), self.heads, "heads")
+        def project(name: str, given: Any) -> jax.Array:
+            return split_heads(Linear(D, ("embed", "heads"), use_bias=True, name=name)(given), self.heads, "heads")
 
-        q_BTHK, k_BTHK, v_BTHK = project("query"), project("key"), project("value")
+        q_BTHK, k_BTHK, v_BTHK = project("query", asked), project("key", shared), project("value", shared)
         prefix = slot(self, "prefix")
         record(self, "attention", lambda: attention_weights(q_BTHK, k_BTHK, mask, prefix))
         y_BTHK = attend(q_BTHK, k_BTHK, v_BTHK, mask, prefix)

@@ -1,7 +1,7 @@
 """What all stacks of layers share: compute dtypes, rematerialisation, the scan, and the weights as a plain tree."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -57,7 +57,8 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
     """Return `depth` layers as one: rematerialised by policy, scanned over the leading axis of their weights.
 
     It is made as a module, `stacked(…)(*fields, name=…)`, and called as `layers(x, *args) -> (x, None)`. On a mesh with
-    stages it is a pipeline (`adaptlab.models.pipeline.gpipe`).
+    stages it is a pipeline (`adaptlab.models.pipeline.gpipe`). `last=` are the fields of the last layer, for a model
+    that does not read all that it computes; they count where layers are written out, and nowhere else.
 
     `unroll=None` writes a shallow stack out on a CPU: a loop costs 12% of a step there, and four layers compile as fast
     without it. (30 layers gain as much, but take six times as long to compile.) Layers that are written out get their
@@ -85,22 +86,25 @@ def stacked(layer: type[nn.Module], depth: int, remat: str, unroll: int | None) 
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
 
-    def make(*fields: Any, name: str) -> Any:
-        single = layer(*fields, parent=None) if written_out else None
-        return functools.partial(_run, scanned, single, fields, scanned(depth)(*fields, name=name))
+    def make(*fields: Any, name: str, last: tuple[Any, ...] | None = None) -> Any:
+        kinds = [fields] * (depth - 1) + [fields if last is None else last]
+        singles = [layer(*kind, parent=None) for kind in kinds] if written_out else None
+        return functools.partial(_run, scanned, singles, fields, scanned(depth)(*fields, name=name))
 
     return make
 
 
-def _run(scanned: Any, single: nn.Module | None, fields: Any, module: nn.Module, x: jax.Array, *args: Any) -> Any:
+def _run(
+    scanned: Any, singles: Sequence[nn.Module] | None, fields: Any, module: nn.Module, x: jax.Array, *args: Any
+) -> Any:
     """Run the layers one after the other, or on a mesh with stages, as a pipeline."""
     recording = any(module.is_mutable_collection(kind) for kind in MOE_KINDS)
     if module.is_initializing():
         return module(x, *args)  # pyright: ignore[reportCallIssue]
     if (route := layers_of(recording)) is None:
-        if single is None or recording:
+        if singles is None or recording:
             return module(x, *args)  # pyright: ignore[reportCallIssue]
-        return _one_by_one(single, module, x, *args), None
+        return _one_by_one(singles, module, x, *args), None
 
     placement = computing_placement()
 
@@ -115,7 +119,7 @@ def _run(scanned: Any, single: nn.Module | None, fields: Any, module: nn.Module,
     return route(Stack(module.variables["params"], run, x, args, key)), None
 
 
-def _one_by_one(single: nn.Module, stack: nn.Module, x: jax.Array, *args: Any) -> jax.Array:
+def _one_by_one(singles: Sequence[nn.Module], stack: nn.Module, x: jax.Array, *args: Any) -> jax.Array:
     """Run the layers of a stack, written out."""
     leaves, structure = jax.tree.flatten(stack.variables["params"])
     depth = leaves[0].shape[0]
@@ -123,7 +127,7 @@ def _one_by_one(single: nn.Module, stack: nn.Module, x: jax.Array, *args: Any) -
     parts = [[jnp.squeeze(part, 0) for part in jax.lax.split(leaf, [1] * depth)] for leaf in leaves]
     for i, own in enumerate(zip(*parts, strict=True)):
         rngs = None if keys is None else {"dropout": keys[i]}
-        x, _ = single.apply({"params": jax.tree.unflatten(structure, own)}, x, *args, rngs=rngs)
+        x, _ = singles[i].apply({"params": jax.tree.unflatten(structure, own)}, x, *args, rngs=rngs)
     return x
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adaptlab import leaf, tree
+from adaptlab.flops import count_flops
 from adaptlab.models import BertShape, Model, bert, bert_classifier
 from tests.laws.table import scattered
 
@@ -162,6 +163,25 @@ def test_how_layers_are_run_does_not_change_the_gradient(options: Any):
     got = tree.flatten(gradient(bert(SHAPE, **options)))
     for path, wanted in tree.flatten(gradient(MODEL)).items():
         np.testing.assert_allclose(got[path], wanted, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("bound", [{}, {"prompt": Rows(jnp.ones((2, 16)))}], ids=["alone", "prompted"])
+def test_a_text_pooled_by_its_first_token_is_the_same_without_the_others_last_layer(bound: Any):
+    segments = jnp.asarray([[1] * 7, [1] * 5 + [0] * 2])
+    params = HEADED | {"pooler": {"kernel": jnp.eye(16), "bias": jnp.ones(16)}} | bound
+
+    def gradient(unroll: int) -> Any:
+        model = bert_classifier(SHAPE, classes=3, unroll=unroll)
+
+        def total(params: Any, tokens: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.square(model.apply(params, tokens, segments=segments)))
+
+        run = jax.value_and_grad(total)
+        return jax.jit(run)(params, TOKENS), count_flops(run, params, TOKENS)
+
+    (whole, all_flops), (first, flops) = gradient(1), gradient(SHAPE.depth)
+    assert float(tree.norm(jax.tree.map(jnp.subtract, first, whole))) < 1e-6 * float(tree.norm(whole))
+    assert flops < 0.85 * all_flops
 
 
 def test_bfloat16_computes_coarsely():
