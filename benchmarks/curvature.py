@@ -19,16 +19,20 @@ the loosest setting of its own whose error is at most 1e-4, found before the clo
 tolerance, PyHessian's, and the number of steps of hessian-eigenthings, which has no stopping rule.
 
 `--torch` names a Python with `torch transformers pyhessian hessian-eigenthings curvlinops-for-pytorch`. Two host
-devices with the batch split over them: `XLA_FLAGS=--xla_force_host_platform_device_count=2`. Compilation happens once
-a program and is stated apart; "with compilation" is what a first call costs. Ratios are of the seconds of one round,
-the other's over adaptlab's: above 1, adaptlab is faster.
+devices with the batch split over them: `XLA_FLAGS=--xla_force_host_platform_device_count=2`. Ratios are of the seconds
+of one round, the other's over adaptlab's: above 1, adaptlab is faster. A call of another side that takes longer than
+`--cap` is ended; its ratio is then a lower bound.
+
+A program is compiled once a process. "first call" is that of a new process, everything but the start of Python and
+the model's initialisation included: "new" where nothing was compiled before, "cached" where a process before it left
+its programs (`adaptlab.runtime.configure`). Its ratios are to the other side's first call. Of products, it is one
+with the linearisation, which the others do not count.
 """
 
 import argparse
 import json
 import os
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -43,10 +47,11 @@ from rich.console import Console
 from rich.table import Table
 
 from adaptlab import models, tree
-from adaptlab.measure.curvature import Operator, hessian, spectral_density, top_eigenpairs
+from adaptlab.measure.curvature import Operator, apply, hessian, spectral_density, top_eigenpairs
+from adaptlab.runtime import configure
 from adaptlab.stats import Mean
+from benchmarks.curvature_peers import Ask, capped, first_call
 
-KEY = jax.random.key(0)
 WIDTHS = (64, 256, 256, 256, 10)
 BERT = models.BertShape(30522, width=384, depth=6, heads=12, ffn_width=1536, context=512)
 DENSITY = {"mlp": {"probes": 2, "steps": 100}, "bert": {"probes": 2, "steps": 10}}
@@ -54,9 +59,6 @@ SIDES = ("pyhessian", "hessian-eigenthings", "curvlinops")
 GOAL = 1e-4
 TOLERANCES = [10.0**-i for i in range(1, 7)]
 STEPS = [4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96]
-
-Ask = Callable[..., tuple[float, Any]]
-"""`(task, **settings) -> (seconds, what was found)`."""
 
 
 class Problem(NamedTuple):
@@ -93,16 +95,19 @@ def problem(name: str) -> Problem:
 
 def ours(p: Problem) -> Ask:
     def ask(task: str, **settings: Any) -> tuple[float, Any]:
-        h: Operator = hessian(p.objective, p.params, None, [p.batch])
-        if task == "product":
-            return timed(lambda: many_products(h))
-        if task == "density":
-            return timed(lambda: _nodes(spectral_density(h, key=KEY, how="rademacher", **settings)))
-        k, tolerance = settings["k"], settings["tolerance"]
-        return timed(lambda: np.asarray(top_eigenpairs(h, k, key=KEY, tolerance=tolerance).values))
+        def call() -> Any:
+            h: Operator = hessian(p.objective, p.params, None, [p.batch])
+            if task == "product":
+                return jax.block_until_ready(_products(h, h.space))[1]
+            if task == "apply":
+                return jax.block_until_ready(apply(h, h.space))
+            if task == "density":
+                found = spectral_density(h, key=jax.random.key(0), how="rademacher", **settings)
+                return found.nodes, found.weights
+            k, tolerance = settings["k"], settings["tolerance"]
+            return np.asarray(top_eigenpairs(h, k, key=jax.random.key(0), tolerance=tolerance).values)
 
-    def many_products(h: Operator) -> Any:
-        return jax.block_until_ready(_products(h, h.space))[1]
+        return timed(call)
 
     return ask
 
@@ -118,41 +123,10 @@ def _products(operator: Operator, v: Any) -> Any:
     return jax.lax.fori_loop(0, PRODUCTS, step, v), jnp.zeros(())
 
 
-def _nodes(density: Any) -> Any:
-    return density.nodes, density.weights
-
-
 def timed(f: Callable[[], Any]) -> tuple[float, Any]:
     begun = time.perf_counter()
     found = f()
     return time.perf_counter() - begun, found
-
-
-def worker(python: str, side: str, options: dict[str, Any], stack: ExitStack) -> Ask:
-    """A process of its own that does what it is told to, and ends with the stack."""
-    path = str(Path(__file__).with_name("torch_curvature.py"))
-    argument = json.dumps(options | {"side": side})
-    process = subprocess.Popen(
-        [python, "-W", "ignore", path, argument], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    stack.callback(process.kill)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    stdin, stdout = process.stdin, process.stdout
-    if not (ready := stdout.readline()).startswith("ready"):
-        raise SystemExit(f"{python} {path} did not start: has it the packages that {side} needs?")
-    if int(ready.split()[1]) != options["parameters"]:
-        raise SystemExit(f"{side} has {ready.split()[1]} parameters, and adaptlab {options['parameters']}.")
-
-    def ask(task: str, **settings: Any) -> tuple[float, Any]:
-        stdin.write(json.dumps({"task": task, **settings}) + "\n")
-        stdin.flush()
-        if not (line := stdout.readline()):
-            raise SystemExit(f"{side} stopped at {task}; its own message is above.")
-        answer = json.loads(line)
-        return answer["seconds"], answer["found"]
-
-    return ask
 
 
 def write(name: str, p: Problem, folder: Path) -> dict[str, Any]:
@@ -171,13 +145,14 @@ def error(found: Any, reference: np.ndarray) -> float:
 
 
 def settings_of(side: str, ask: Ask, k: int, reference: np.ndarray) -> dict[str, Any]:
-    """The loosest setting of a side that finds K eigenvalues to the goal, or its tightest."""
+    """The loosest setting of a side that finds K eigenvalues to the goal, its tightest, or where it came to the cap."""
     if side == "hessian-eigenthings":
         tries = [{"k": k, "steps": steps, "tolerance": 0.0} for steps in STEPS if steps > k]
     else:
         tries = [{"k": k, "steps": 0, "tolerance": tolerance} for tolerance in TOLERANCES]
     for settings in tries:
-        if error(ask("top", **settings)[1], reference) <= GOAL:
+        found = ask("top", **settings)[1]
+        if found is None or error(found, reference) <= GOAL:
             return settings
     return tries[-1]
 
@@ -190,41 +165,65 @@ def references(p: Problem) -> dict[int, np.ndarray]:
 
 
 class Result(NamedTuple):
+    """Of each side: seconds of each round, those of its first call, its error (None: over the cap) and settings."""
+
     seconds: dict[str, np.ndarray]
-    first: float
-    errors: dict[str, float]
+    first: dict[str, float]
+    errors: dict[str, float | None]
     settings: dict[str, dict[str, Any]]
 
 
 def run(task: str, sides: dict[str, Ask], settings: dict[str, dict[str, Any]], rounds: int, judge: Any) -> Result:
-    """Let all sides do a task in turns; what a first call of adaptlab costs more is its compilation."""
-    name = "top" if task.startswith("top") else task
+    """Let all sides do a task in turns, but those that come to the cap the first time."""
+    name = _name(task)
     seconds: dict[str, list[float]] = {side: [] for side in sides}
-    errors, first = {}, 0.0
+    errors, first = {}, {}
     for turn in range(rounds + 1):
-        order = list(sides)
+        order = [side for side in sides if errors.get(side, 0) is not None]
         for side in order[turn % len(order) :] + order[: turn % len(order)]:
             spent, found = sides[side](name, **settings[side])
             if turn == 0:
-                errors[side] = judge(found)
-                first = spent if side == "adaptlab" else first
-            else:
+                first[side], errors[side] = spent, None if found is None else judge(found)
+            if turn > 0 or found is None:
                 seconds[side].append(spent / (PRODUCTS if (task, side) == ("product", "adaptlab") else 1))
     return Result({side: np.array(x) for side, x in seconds.items()}, first, errors, settings)
 
 
-def show(task: str, result: Result) -> Table:
-    table = Table("side", "ms", "ratio (range)", "error", "with compilation, s", "settings", title=task)
+def _name(task: str) -> str:
+    return "top" if task.startswith("top") else task
+
+
+def show(task: str, result: Result, firsts: tuple[float, float]) -> Table:
+    table = Table("side", "ms", "ratio (range)", "error", "first call, s", "ratio new / cached", "settings", title=task)
     mine = result.seconds["adaptlab"]
     for side, seconds in result.seconds.items():
-        ratio = seconds / mine
-        spread = f"{np.median(ratio):.2f} ({ratio.min():.2f}-{ratio.max():.2f})" if side != "adaptlab" else "1"
-        first = f"{result.first:.1f}" if side == "adaptlab" else ""
-        setting = {k: v for k, v in result.settings[side].items() if v}
-        stated = ", ".join(f"{k}={v:g}" for k, v in setting.items())
-        wrong = "" if np.isnan(result.errors[side]) else f"{result.errors[side]:.1e}"
-        table.add_row(side, f"{1000 * np.median(seconds):.1f}", spread, wrong, first, stated)
+        over = result.errors[side] is None
+        ratio, least = (np.median(seconds) if over else seconds) / mine, "≥ " if over else ""
+        spread, first = "1", f"new {firsts[0]:.1f}, cached {firsts[1]:.1f}"
+        compared = "1"
+        if side != "adaptlab":
+            spread = f"{least}{np.median(ratio):.2f} ({ratio.min():.2f}-{ratio.max():.2f})"
+            first = f"{least}{result.first[side]:.2f}"
+            compared = " / ".join(f"{least}{result.first[side] / own:.2f}" for own in firsts)
+        stated = ", ".join(f"{k}={v:g}" for k, v in result.settings[side].items() if v)
+        known = result.errors[side]
+        wrong = "" if known is None or np.isnan(known) else f"{known:.1e}"
+        table.add_row(side, f"{least}{1000 * np.median(seconds):.1f}", spread, wrong, first, compared, stated)
     return table
+
+
+def measured(task: str, sides: dict[str, Ask], known: dict[int, np.ndarray], o: Any, cache: Path) -> Table:
+    """The table of a task."""
+    settings, judge = {side: {} for side in sides}, lambda found: np.nan
+    if task.startswith("top"):
+        k = 5 if task == "top five" else 1
+        settings = {side: settings_of(side, ask, k, known[k]) for side, ask in sides.items()}
+        judge = lambda found: error(found, known[k])  # noqa: E731
+    elif task == "density":
+        settings = dict.fromkeys(sides, DENSITY[o.model])
+        judge = lambda found: error(np.max(found[0]), known[1])  # noqa: E731
+    result = run(task, sides, settings, o.rounds, judge)
+    return show(task, result, first_call(o.model, _name(task), settings["adaptlab"], cache / task.replace(" ", "_")))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -232,10 +231,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("model", choices=["mlp", "bert"])
     parser.add_argument("--torch", help="a Python with torch and the peers")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cap", type=float, default=300, help="seconds, of one call of another side")
     parser.add_argument("--sides", nargs="*", default=list(SIDES), choices=SIDES)
     parser.add_argument("--tasks", nargs="*", default=["product", "top", "top five", "density"])
+    parser.add_argument("--first", type=json.loads, help="[task, settings]: print the seconds of one call, and end")
     o = parser.parse_args(argv)
     p = problem(o.model)
+    if o.first:
+        configure()
+        jax.block_until_ready((p.params, p.batch))
+        task, settings = o.first
+        print(ours(p)("apply" if task == "product" else task, **settings)[0])
+        return
     known = references(p) if o.tasks != ["product"] else {1: np.zeros(0), 5: np.zeros(0)}
     console = Console(width=140)
     console.print(f"{o.model}: {tree.count(p.params):,} parameters; the five largest eigenvalues: {known[5]}")
@@ -243,20 +250,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         options = write(o.model, p, folder)
         sides = {"adaptlab": ours(p)}
-        sides |= {side: worker(o.torch, side, options, stack) for side in (o.sides if o.torch else ())}
+        sides |= {side: capped(o.torch, side, options, o.cap, stack) for side in (o.sides if o.torch else ())}
         for task in o.tasks:
-            if task.startswith("top"):
-                k = 5 if task == "top five" else 1
-                settings = {side: settings_of(side, ask, k, known[k]) for side, ask in sides.items()}
-                judge = lambda found, k=k: error(found, known[k])  # noqa: E731
-            elif task == "density":
-                settings = dict.fromkeys(sides, DENSITY[o.model])
-                judge = lambda found: error(np.max(found[0]), known[1])  # noqa: E731
-            else:
-                settings, judge = {side: {} for side in sides}, lambda found: np.nan
-            if task != "product":
-                jax.clear_caches()  # so that the first call compiles
-            console.print(show(task, run(task, sides, settings, o.rounds, judge)))
+            console.print(measured(task, sides, known, o, folder))
     console.print(
         f"{platform.machine()}, {os.cpu_count()} cores, {jax.device_count()} host devices, jax {jax.__version__}; "
         f"GLIBC_TUNABLES={os.environ.get('GLIBC_TUNABLES', '')!r}"

@@ -17,7 +17,7 @@ import numpy as np
 
 from adaptlab import tree
 from adaptlab.measure.curvature.lanczos import quadrature
-from adaptlab.measure.curvature.operators import Operator, at_once
+from adaptlab.measure.curvature.operators import Operator, at_once, packable, packed
 from adaptlab.measure.curvature.traces import check_probes
 from adaptlab.measure.curvature.vectors import Draw, draw
 from adaptlab.stats import Estimate, estimate
@@ -66,7 +66,8 @@ def spectral_density(
     if steps < 2:
         raise ValueError(f"steps={steps} must be at least 2.")
     total = tree.count(operator.space)
-    nodes, weights = density_samples(operator, key, probes, min(steps, total), how, together)
+    samples = _packed_samples if packable(operator) else density_samples
+    nodes, weights = samples(operator, key, probes, min(steps, total), how, together)
     return Density(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), total)
 
 
@@ -82,6 +83,11 @@ def density_samples(
 
     found = at_once(one, jax.random.split(key, probes), together)
     return found.nodes, found.weights
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _packed_samples(operator: Operator, *settings: Any) -> tuple[jax.Array, jax.Array]:
+    return density_samples(packed(operator), *settings)
 
 
 def mean_of(density: Density, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:

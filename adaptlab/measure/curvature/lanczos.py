@@ -20,9 +20,8 @@ import jax.numpy as jnp
 
 from adaptlab import linalg, tree
 from adaptlab.config import Traced
-from adaptlab.measure.curvature.operators import Operator, Product, negated
+from adaptlab.measure.curvature.operators import Operator, Product, negated, pack, packable, packed, unpack
 from adaptlab.measure.curvature.vectors import (
-    axpy,
     combinations,
     draw,
     empty_basis,
@@ -31,6 +30,7 @@ from adaptlab.measure.curvature.vectors import (
     row,
     scaled,
     scrambled,
+    wide,
     wide_dtype,
 )
 
@@ -106,7 +106,7 @@ def top_eigenpairs(
     total = tree.count(operator.space)
     size = _basis_size(operator.space, k, basis, total)
     limit = 20 * size + 100 if max_products is None else max_products
-    return _eigenpairs(operator, key, start, tolerance, limit, k, size)
+    return _eigenpairs(operator, key, start, tolerance, limit, k, size, packable(operator))
 
 
 def bottom_eigenpairs(operator: Operator, k: int = 1, **settings: Any) -> Eigenpairs:
@@ -142,8 +142,19 @@ def _basis_size(space: Any, k: int, basis: int | None, total: int) -> int:
     return min(basis, total)
 
 
-@functools.partial(jax.jit, static_argnums=(5, 6))
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
 def _eigenpairs(
+    operator: Operator, key: jax.Array, start: Any, tolerance: Any, max_products: Any, k: int, size: int, whole: bool
+) -> Eigenpairs:
+    """Search, with vectors in one array each or not: the pairs are the same but for rounding."""
+    if not whole:
+        return _searched(operator, key, start, tolerance, max_products, k, size)
+    start = None if start is None else pack(wide(start))
+    pairs = _searched(packed(operator), key, start, tolerance, max_products, k, size)
+    return pairs._replace(vectors=unpack(pairs.vectors, operator.space))
+
+
+def _searched(
     operator: Operator, key: jax.Array, start: Any, tolerance: Any, max_products: Any, k: int, size: int
 ) -> Eigenpairs:
     product = operator.linearise()
@@ -183,27 +194,26 @@ def _normalised(v: Any) -> Any:
 
 def _expanded(product: Product, state: _State) -> _State:
     """Multiply the vector that follows by A, and make the next one of what is new in the result."""
-    i, rows = state.size, state.matrix_MM.shape[0] + 1
+    i = state.size
     q, before = row(state.basis, i), jnp.maximum(i - 1, 0)
     w = product(q)
-    # In exact arithmetic the last two vectors are all there is to remove. What is left needs one pass over the rest.
-    own = tree.dot(q, w)
-    w = axpy(-own, q, w)
-    last = row(state.basis, before)
-    coupling = tree.dot(last, w)
-    w = axpy(-coupling, last, w)
-    used = jnp.arange(rows, dtype=jnp.int32) <= i
-    rest, left = orthogonalised(state.basis, w, used)
+    # In exact arithmetic the last two vectors are all there is to remove, the one before with the β of the last step
+    # (but for the step after a restart). What is left needs one pass over the rest, which corrects both.
+    own, coupling = tree.dot(q, w), state.beta
+    w = jax.tree.map(lambda w, q, p: w - own.astype(w.dtype) * q - coupling * p, w, q, row(state.basis, before))
+    rest, left, beta = orthogonalised(state.basis, w, i + 1)
     c = rest.at[i].add(own).at[before].add(coupling)[:-1]
     matrix = state.matrix_MM.at[:, i].set(c).at[i, :].set(c)
-    beta = tree.norm(left)
     # Nothing is new: an invariant space. What follows starts another, with coupling 0.
     spent = (beta <= 10 * jnp.finfo(beta.dtype).eps * jnp.sqrt(jnp.sum(jnp.square(c)))) | (i + 1 >= tree.count(w))
 
-    def another(left: Any) -> Any:
-        return orthogonalised(state.basis, scrambled(q, i), used)[1]
+    def another(_: Any) -> Any:
+        _, other, norm = orthogonalised(state.basis, scrambled(q, i), i + 1)
+        return jnp.zeros((), bool), other, norm
 
-    following = _normalised(jax.lax.cond(spent, another, lambda left: left, left))
+    # A loop of at most one turn: a conditional would copy what it passes on.
+    _, left, norm = jax.lax.while_loop(lambda s: s[0], another, (spent, left, beta))
+    following = scaled(1 / jnp.where(norm > 0, norm, 1), left)
     beta = jnp.where(spent, 0, beta)
     return _State(put_row(state.basis, i + 1, following), matrix, i + 1, beta, state.products + 1)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from adaptlab import tree
@@ -27,9 +28,13 @@ __all__ = [
     "damped",
     "dense",
     "negated",
+    "pack",
+    "packable",
+    "packed",
     "preconditioned",
     "space_of",
     "stack_batches",
+    "unpack",
 ]
 
 Product = Callable[[Any], Any]
@@ -76,7 +81,12 @@ def stack_batches(batches: Batches | Sequence[Any]) -> Batches:
                 f"batch {i} has shapes {other} where the first has {shapes[0]}; fill up a smaller batch with rows of "
                 "weight 0, or leave it out."
             )
-    return Batches(jax.tree.map(lambda *x: jnp.stack([jnp.asarray(one) for one in x]), *batches))
+    return Batches(_stacked(list(batches)))
+
+
+@jax.jit
+def _stacked(batches: list[Any]) -> Any:
+    return jax.tree.map(lambda *x: jnp.stack(x), *batches)
 
 
 def space_of(theta: Any) -> Any:
@@ -90,6 +100,18 @@ def space_of(theta: Any) -> Any:
         raise ValueError("There is nothing to train: curvature needs at least one parameter, so not `frozen()`.")
     if wrong := {path: x.dtype.name for path, x in flat.items() if not jnp.issubdtype(x.dtype, jnp.floating)}:
         raise ValueError(f"Curvature is over real numbers, and these leaves have none: {wrong}.")
+    if not all(_rests(x) for x in flat.values()):
+        return _zeros(theta)
+    # One program for all leaves.
+    return jax.jit(_zeros, out_shardings=jax.tree.map(lambda x: x.sharding, theta))(theta)
+
+
+def _rests(x: Any) -> bool:
+    """Whether it is an array somewhere, and not a value of a program that is being traced."""
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer)
+
+
+def _zeros(theta: Any) -> Any:
     return wide(jax.tree.map(jnp.zeros_like, theta))
 
 
@@ -189,6 +211,43 @@ def _block(operator: Operator, layer: Any) -> Product:
         return {path: part(flat[path]) for path in v}
 
     return restricted
+
+
+def packable(operator: Operator) -> bool:
+    """Whether each device holds vectors whole, so that one array a vector moves nothing between devices.
+
+    Inside another program nobody knows, so there it is no.
+    """
+    return all(_rests(x) and x.sharding.is_fully_replicated for x in jax.tree.leaves(operator.space))
+
+
+def packed(operator: Operator) -> Operator:
+    """The same map over vectors of one array `[P]`: what is done to vectors takes one kernel, and not one a leaf.
+
+    Compilers take as long for a leaf's kernels as for a layer's, and small leaves cost more in calls than in work.
+    """
+    return Operator(Partial(_packed, operator), pack(operator.space))
+
+
+def _packed(operator: Operator) -> Product:
+    product = operator.linearise()
+    return lambda v: pack(product(unpack(v, operator.space)))
+
+
+def pack(v: Any) -> jax.Array:
+    """Return a vector's leaves behind each other, `[P]`."""
+    return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(v)])
+
+
+def unpack(v: jax.Array, like: Any) -> Any:
+    """Return `[..., P]` as a tree."""
+    leaves, structure = jax.tree.flatten(like)
+    cuts, start = [], 0
+    for x in leaves:
+        part = jax.lax.slice_in_dim(v, start, start + x.size, axis=-1)
+        cuts.append(part.reshape(*v.shape[:-1], *x.shape))
+        start += x.size
+    return jax.tree.unflatten(structure, cuts)
 
 
 def _same_shapes(name: str, given: Any, space: Any) -> None:

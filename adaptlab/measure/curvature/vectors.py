@@ -31,11 +31,13 @@ __all__ = [
     "scrambled",
     "wide",
     "wide_dtype",
+    "without",
 ]
 
 Draw = Literal["rademacher", "normal"]
 DRAWS = ("rademacher", "normal")
 _HIGHEST = jax.lax.Precision.HIGHEST
+_BLOCK = 8  # vectors of a basis in one pass over another vector
 
 
 def wide_dtype(like: Any) -> Any:
@@ -127,7 +129,23 @@ def combinations(basis: Any, c_MK: jax.Array) -> Any:
     return jax.tree.map(lambda b: jnp.tensordot(c_MK.T, b, axes=1, precision=_HIGHEST), basis)
 
 
-def orthogonalised(basis: Any, v: Any, used_M: jax.Array) -> tuple[jax.Array, Any]:
+def without(basis: Any, c_M: jax.Array, v: Any, count: Any) -> Any:
+    """v - Σ_{m < count} c_m b_m, reading v once for several vectors and no vector that does not count."""
+    rows = c_M.shape[0]
+    blocks = -(-rows // _BLOCK)
+    block = -(-rows // blocks)
+
+    def some(number: Any, v: Any) -> Any:
+        first = jnp.minimum(number * block, rows - block)  # the last block may begin in the one before
+        for i in range(block):
+            c = jnp.where((first + i >= number * block) & (first + i < count), c_M[first + i], 0)
+            v = jax.tree.map(lambda b, x, i=i, c=c: x - c.astype(x.dtype) * b, row(basis, first + i), v)
+        return v
+
+    return jax.lax.fori_loop(0, -(-jnp.asarray(count, jnp.int32) // block), some, v)
+
+
+def orthogonalised(basis: Any, v: Any, count: Any) -> tuple[jax.Array, Any, jax.Array]:
     """Remove from v what lies in a basis: classical Gram-Schmidt, a second time where the first took most of v.
 
     What a pass leaves is orthogonal to rounding, relative to what it was given; so where little is taken, one pass is
@@ -137,11 +155,13 @@ def orthogonalised(basis: Any, v: Any, used_M: jax.Array) -> tuple[jax.Array, An
     Args:
       basis: orthonormal vectors.
       v: the vector.
-      used_M: which vectors of the basis count.
+      count: how many vectors of the basis count, the first ones.
 
     Returns:
-      What was removed, as coefficients `[M]`, and what is left.
+      What was removed, as coefficients `[M]`, what is left, and its norm.
     """
+    size = jax.tree.leaves(basis)[0].shape[0]
+    used_M = jnp.arange(size, dtype=jnp.int32) < count
 
     def again(state: Any) -> jax.Array:
         passes, _, _, before, after = state
@@ -150,13 +170,13 @@ def orthogonalised(basis: Any, v: Any, used_M: jax.Array) -> tuple[jax.Array, An
     def once(state: Any) -> Any:
         passes, total_M, v, _, before = state
         c_M = jnp.where(used_M, coefficients(basis, v), 0)
-        left = jax.tree.map(jnp.subtract, v, combination(basis, c_M))
+        left = without(basis, c_M, v, count)
         return passes + 1, total_M + c_M, left, before, tree.norm(left)
 
     norm = tree.norm(v)
-    begun = jnp.zeros((), jnp.int32), jnp.zeros(used_M.shape, wide_dtype(v)), v, norm, norm
-    _, total_M, left, _, _ = jax.lax.while_loop(again, once, begun)
-    return total_M, left
+    begun = jnp.zeros((), jnp.int32), jnp.zeros(size, wide_dtype(v)), v, norm, norm
+    _, total_M, left, _, after = jax.lax.while_loop(again, once, begun)
+    return total_M, left, after
 
 
 def orthonormalised(vectors: Any) -> Any:
@@ -166,8 +186,7 @@ def orthonormalised(vectors: Any) -> Any:
     def add(basis: Any, index: jax.Array) -> tuple[Any, None]:
         v = row(vectors, index)
         before = tree.norm(v)
-        _, left = orthogonalised(basis, v, jnp.arange(size, dtype=jnp.int32) < index)
-        norm = tree.norm(left)
+        _, left, norm = orthogonalised(basis, v, index)
         dependent = norm <= 100 * jnp.finfo(norm.dtype).eps * before
         inverse = jnp.where(dependent, 0, 1 / jnp.where(dependent, 1, norm))
         return put_row(basis, index, scaled(inverse, left)), None

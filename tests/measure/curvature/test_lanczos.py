@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from adaptlab.measure.curvature import bottom_eigenpairs, top_eigenpairs
-from adaptlab.measure.curvature.lanczos import quadrature
-from tests.measure.curvature.toy import operator, with_spectrum
+from adaptlab.measure.curvature import bottom_eigenpairs, hessian, spectral_density, top_eigenpairs
+from adaptlab.measure.curvature.density import density_samples
+from adaptlab.measure.curvature.lanczos import _eigenpairs, quadrature
+from adaptlab.measure.curvature.operators import packable
+from adaptlab.measure.curvature.vectors import without
+from adaptlab.tree import dot
+from tests.measure.curvature.toy import OBJECTIVES, REFERENCE, digits, network, operator, quadratic, with_spectrum
 
 KEY = jax.random.key(0)
 SIZE = 64
@@ -112,6 +116,46 @@ def test_eight_devices_find_what_one_finds(matrix: np.ndarray):
     np.testing.assert_allclose(pairs[0].values, pairs[1].values, rtol=2e-6)
     dots = np.abs(np.sum(np.asarray(pairs[0].vectors["w"]) * np.asarray(pairs[1].vectors["w"]), axis=1))
     np.testing.assert_allclose(dots, 1, atol=1e-5)
+
+
+def test_vectors_in_one_array_find_what_trees_find():
+    """The five largest of a network, by restarts, and a density: leaves of several shapes, and orders that matter."""
+    h = hessian(
+        OBJECTIVES["ce"], network(jnp.asarray(REFERENCE["trained_ce_w"], jnp.float32)), None, [digits(np.float32)]
+    )
+    assert packable(h)
+    whole, tree = (_eigenpairs(h, KEY, None, 1e-3, 500, 5, 12, packs) for packs in (True, False))
+    np.testing.assert_allclose(whole.values, tree.values, rtol=1e-5)
+    assert jax.tree.map(jnp.shape, whole.vectors) == jax.tree.map(jnp.shape, tree.vectors)
+    for i in range(5):
+        cosine = dot(*(jax.tree.map(lambda x, i=i: x[i], pairs.vectors) for pairs in (whole, tree)))
+        np.testing.assert_allclose(abs(cosine), 1, atol=1e-3)
+    again = _eigenpairs(h, KEY, jax.tree.map(lambda x: x[0], whole.vectors), 1e-2, 500, 1, 12, True)
+    assert int(again.products) <= 2
+    np.testing.assert_allclose(
+        spectral_density(h, key=KEY, probes=2, steps=8).nodes, density_samples(h, KEY, 2, 8)[0], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_vectors_that_are_spread_over_a_mesh_stay_trees():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    place = lambda spec: {"w": jax.device_put(jnp.zeros(SIZE), jax.sharding.NamedSharding(mesh, spec))}  # noqa: E731
+    batch = [jnp.eye(SIZE)]
+    assert packable(hessian(quadratic, place(P()), None, batch))
+    spread = hessian(quadratic, place(P("data")), None, batch)
+    assert not packable(spread)
+    assert spread.space["w"].sharding.spec == P("data")
+    assert not jax.jit(lambda w: jnp.asarray(packable(hessian(quadratic, {"w": w}, None, batch))))(jnp.zeros(SIZE))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 11, 20])
+def test_only_the_first_vectors_of_a_basis_are_removed(rows: int):
+    rng = np.random.default_rng(rows)
+    b, c, v = (rng.normal(size=shape).astype(np.float32) for shape in ((rows, 5), (rows,), (5,)))
+    remove = jax.jit(without)
+    for count in {0, 1, rows // 2, rows - 1, rows}:
+        found = remove({"w": b}, c, {"w": v}, count)["w"]
+        np.testing.assert_allclose(found, v - c[:count] @ b[:count], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def test_the_frozen_base_is_an_argument_of_the_program_and_not_in_it():
         return Mean(jnp.sum(jnp.square(theta["a"]) * base["w"]) * batch, jnp.ones(()))
 
     h = hessian(objective, {"a": jnp.ones(1000)}, base, [jnp.ones(())])
-    program = _eigenpairs.trace(h, jax.random.key(0), None, 1e-3, 10, 1, 4).jaxpr
+    program = _eigenpairs.trace(h, jax.random.key(0), None, 1e-3, 10, 1, 4, True).jaxpr
     assert all(np.size(c) < 100 for c in program.consts)
     assert any(x.aval.shape == (1000,) for x in program.jaxpr.invars)
 
