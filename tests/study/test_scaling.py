@@ -336,8 +336,11 @@ def test_pretraining_of_all_seeds_starts_at_random_weights_of_their_own_and_lear
     digests = {run["delta_digest"] for run in runs.values()}
     assert len(digests) == len(runs)
     for name, run in runs.items():
-        if run["family"] in ("pretraining", "scratch"):  # logits of unit variance: E ln sum exp z = ln V + 1/2
-            assert run["base_upstream_loss"] == pytest.approx(np.log(300) + 0.5, rel=0.02), name
+        if run["family"] in (
+            "pretraining",
+            "scratch",
+        ):  # logits of unit variance: about ln V + 1/2, no better than chance
+            assert np.log(300) < run["base_upstream_loss"] < np.log(300) + 1, name
     tuned = [run for run in runs.values() if run["family"] == "full"]
     assert all(run["base_upstream_loss"] < np.log(300) - 0.05 for run in tuned)  # they start at their base
 
