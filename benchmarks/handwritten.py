@@ -123,12 +123,15 @@ def gpt2(params: Any, adapters: Any, tokens: jax.Array, s: Any, scale: float) ->
 
 
 def bert(params: Any, adapters: Any, tokens: jax.Array, s: Any, scale: float) -> jax.Array:
-    """Logits of classes, from the first token."""
+    """Logits of classes, from the first token, or without a pooler from the mean of all."""
     x = params["embed"]["embedding"][tokens] + params["position_embed"]["embedding"][: tokens.shape[1]]
     x = layer_norm(x + params["type_embed"]["embedding"][0], params["embed_norm"], s.norm_eps)
-    x = stack(bert_layer, x, params, adapters, s, scale)[:, 0]
-    pooler, classifier = params["pooler"], params["classifier"]
-    return jnp.tanh(x @ pooler["kernel"] + pooler["bias"]) @ classifier["kernel"] + classifier["bias"]
+    x = stack(bert_layer, x, params, adapters, s, scale)
+    if (pooler := params.get("pooler")) is None:
+        x = jnp.mean(x, axis=1)
+    else:
+        x = jnp.tanh(x[:, 0] @ pooler["kernel"] + pooler["bias"])
+    return x @ params["classifier"]["kernel"] + params["classifier"]["bias"]
 
 
 MODELS = {"llama": llama, "gpt2": gpt2, "bert": bert}

@@ -88,7 +88,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """Logits of the next token, or of a class from the first token."""
+    """Logits of the next token, or of a class from the first token or the mean of all."""
 
     s: Any
     family: str
@@ -106,7 +106,9 @@ class Model(nn.Module):
         for i in range(s["depth"]):
             x = Layer(s, self.family, name=f"layer_{i}")(x)
         if self.family == "bert":
-            return nn.Dense(s["classes"], name="classifier")(jnp.tanh(nn.Dense(s["width"], name="pooler")(x[:, 0])))
+            mean = s["pooling"] == "mean"
+            x = jnp.mean(x, axis=1) if mean else jnp.tanh(nn.Dense(s["width"], name="pooler")(x[:, 0]))
+            return nn.Dense(s["classes"], name="classifier")(x)
         norm = nn.RMSNorm if self.family == "llama" else nn.LayerNorm
         return embed.attend(norm(epsilon=s["norm_eps"], name="norm")(x))
 

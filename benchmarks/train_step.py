@@ -1,10 +1,14 @@
 """How fast is a training step? adaptlab against a hand-written JAX step, torch + PEFT, and Flax + Qwix.
 
-    python -m benchmarks.train_step bert|gpt2|llama|smollm2 [--torch PYTHON] [--qwix PYTHON] [--rounds 7]
+    python -m benchmarks.train_step bert|bert_mean|gpt2|llama|smollm2 [--torch PYTHON] [--qwix PYTHON] [--rounds 7]
 
 The families: a BERT classifier of MiniLM's sizes (LoRA on query and value), a GPT-2 and a Llama of the same width and
 depth, and a Llama of SmolLM2's sizes (LoRA on every matrix of the layers; GPT-2's query, key and value are one matrix
-in transformers, and three with an adapter each in adaptlab). All sides start from the same random weights, train on the
+in transformers, and three with an adapter each in adaptlab). A classifier of the first token does not read the other
+tokens of the last layer, and adaptlab does not compute them; `bert_mean` pools by the mean of all tokens, so that all
+sides do the same arithmetic (it has no counterpart in transformers).
+
+All sides start from the same random weights, train on the
 same batch in float32 with AdamW and clipping at global norm 1, and step in turns, so that a slow moment of the machine
 hits all. Ratios are of the seconds of paired steps, the other's over adaptlab's: above 1, adaptlab is faster. The first
 loss of all sides is the same (they compute the same function), and so is the second of full fine-tuning (they take the
@@ -58,23 +62,26 @@ class Family:
     lora: list[str]
     peft: list[str] | str
     batch: tuple[int, int] = (8, 128)
+    pooling: Any = "cls"
 
     def make(self) -> tuple[models.Model, Any]:
         """The model and its loss."""
         if self.model == "bert":
-            model = models.bert_classifier(self.shape, classes=CLASSES)
+            model = models.bert_classifier(self.shape, classes=CLASSES, pooling=self.pooling)
             return model, models.classification(model)
         model = models.llama(self.shape) if self.model == "llama" else models.gpt2(self.shape)
         return model, models.language_modelling(model)
 
 
+BERT = models.BertShape(30522, heads=12, context=512, **WIDTH)
 FAMILIES = {
     "bert": Family(
         "bert",
-        models.BertShape(30522, heads=12, context=512, **WIDTH),
+        BERT,
         ["attention/query", "attention/value"],
         ["query", "value"],
     ),
+    "bert_mean": Family("bert", BERT, ["attention/query", "attention/value"], [], pooling="mean"),
     "gpt2": Family(
         "gpt2", models.GPT2Shape(50257, heads=6, context=1024, **WIDTH), EVERY, ["c_attn", "c_proj", "c_fc"]
     ),
@@ -173,7 +180,7 @@ def write(family: Family, base: Any, batch: Any, folder: Path) -> dict[str, Any]
     np.savez(folder / "weights.npz", **tree.flatten(host))
     np.savez(folder / "batch.npz", **jax.device_get(batch)._asdict())
     files = {"folder": str(folder / "hf"), "weights": str(folder / "weights.npz"), "batch": str(folder / "batch.npz")}
-    sizes = asdict(family.shape) | {"classes": CLASSES}
+    sizes = asdict(family.shape) | {"classes": CLASSES, "pooling": family.pooling}
     return files | {"model": family.model, "shape": sizes, "rank": RANK, "alpha": ALPHA, "lr": LR}
 
 
@@ -247,6 +254,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["full", "lora"])
     o = parser.parse_args()
     family = FAMILIES[o.family]
+    if o.torch and family.pooling == "mean":
+        parser.error("bert_mean has no counterpart in transformers; leave --torch out.")
     family = replace(family, shape=replace(family.shape, depth=o.depth or family.shape.depth))
     rows, length = o.batch or family.batch[0], o.length or family.batch[1]
     batch = random_batch(family, rows, length)
