@@ -17,7 +17,7 @@ import numpy as np
 
 from adaptlab import tree
 from adaptlab.measure.curvature.lanczos import quadrature
-from adaptlab.measure.curvature.operators import Operator, at_once, packable, packed
+from adaptlab.measure.curvature.operators import Operator, at_once, pack, packable, packed
 from adaptlab.measure.curvature.traces import check_probes
 from adaptlab.measure.curvature.vectors import Draw, draw
 from adaptlab.stats import Estimate, estimate
@@ -66,28 +66,29 @@ def spectral_density(
     if steps < 2:
         raise ValueError(f"steps={steps} must be at least 2.")
     total = tree.count(operator.space)
-    samples = _packed_samples if packable(operator) else density_samples
-    nodes, weights = samples(operator, key, probes, min(steps, total), how, together)
+    nodes, weights = density_samples(operator, key, probes, min(steps, total), how, together, packable(operator))
     return Density(np.asarray(nodes, np.float64), np.asarray(weights, np.float64), total)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5, 6))
 def density_samples(
-    operator: Operator, key: jax.Array, probes: int, steps: int, how: Draw = "normal", together: int = 1
+    operator: Operator,
+    key: jax.Array,
+    probes: int,
+    steps: int,
+    how: Draw = "normal",
+    together: int = 1,
+    whole: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return nodes and weights, `[S, M]` each; see `spectral_density`."""
-    product = operator.linearise()
+    """Return nodes and weights, `[S, M]` each, with vectors in one array each or not; see `spectral_density`."""
+    product = (packed(operator) if whole else operator).linearise()
 
     def one(key: jax.Array) -> Any:
-        return quadrature(product, draw(key, operator.space, how), steps)
+        probe = draw(key, operator.space, how)
+        return quadrature(product, pack(probe) if whole else probe, steps)
 
     found = at_once(one, jax.random.split(key, probes), together)
     return found.nodes, found.weights
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _packed_samples(operator: Operator, *settings: Any) -> tuple[jax.Array, jax.Array]:
-    return density_samples(packed(operator), *settings)
 
 
 def mean_of(density: Density, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:

@@ -149,7 +149,7 @@ def _eigenpairs(
     """Search, with vectors in one array each or not: the pairs are the same but for rounding."""
     if not whole:
         return _searched(operator, key, start, tolerance, max_products, k, size)
-    start = None if start is None else pack(wide(start))
+    start = pack(draw(key, operator.space, "rademacher") if start is None else wide(start))
     pairs = _searched(packed(operator), key, start, tolerance, max_products, k, size)
     return pairs._replace(vectors=unpack(pairs.vectors, operator.space))
 

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 from adaptlab.measure.curvature import bottom_eigenpairs, hessian, spectral_density, top_eigenpairs
 from adaptlab.measure.curvature.density import density_samples
 from adaptlab.measure.curvature.lanczos import _eigenpairs, quadrature
-from adaptlab.measure.curvature.operators import packable
+from adaptlab.measure.curvature.operators import pack, packable
 from adaptlab.measure.curvature.vectors import without
+from adaptlab.stats import Mean
 from adaptlab.tree import dot
 from tests.measure.curvature.toy import OBJECTIVES, REFERENCE, digits, network, operator, quadratic, with_spectrum
 
@@ -135,6 +136,20 @@ def test_vectors_in_one_array_find_what_trees_find():
     np.testing.assert_allclose(
         spectral_density(h, key=KEY, probes=2, steps=8).nodes, density_samples(h, KEY, 2, 8)[0], rtol=1e-3, atol=1e-4
     )
+
+
+def test_the_zeros_at_the_end_of_a_long_vector_are_in_no_spectrum():
+    values = jnp.concatenate([jnp.linspace(1, 2, 2**14), jnp.asarray([0.5, 3.0, 5.0])])
+    diagonal = lambda theta, base, batch, key: Mean(0.5 * jnp.sum(batch * theta["w"] ** 2), jnp.ones(()))  # noqa: E731
+    h = hessian(diagonal, {"w": jnp.zeros(values.shape)}, None, [values])
+    assert pack(h.space).size > values.size
+    np.testing.assert_allclose(top_eigenpairs(h, 2, key=KEY).values, [5.0, 3.0], rtol=1e-5)
+    bottom = bottom_eigenpairs(h, 1, key=KEY, max_products=60)
+    np.testing.assert_allclose(bottom.values, [0.5], rtol=1e-5)
+    assert bottom.vectors["w"].shape == (1, values.size)
+    density = spectral_density(h, key=KEY, probes=2, steps=12)
+    assert density.nodes.min() > 0.49
+    assert density.parameters == values.size
 
 
 def test_vectors_that_are_spread_over_a_mesh_stay_trees():
