@@ -96,3 +96,28 @@ def test_the_product_is_never_formed_while_training():
     node = WEIGHTS["low_rank"]
     text = str(jax.make_jaxpr(lambda n, x: jax.grad(lambda y: jnp.sum(leaf.dot(y, n)))(x))(node, normal(9, 4, 7)))
     assert "f32[7,5] = dot_general" not in text
+
+
+def test_the_order_in_memory_changes_no_derivative():
+    x, direction = normal(3, 4, 7), normal(4, 4, 7)
+
+    def f(g: Any) -> Any:
+        return lambda x: jnp.sum(jnp.sin(g(x) @ normal(5, 4, 7)))
+
+    def both(f: Any) -> Any:
+        gradient = jax.grad(f)
+        return gradient(x), jax.jvp(gradient, (x,), (direction,))[1], jax.vmap(gradient)(x[None])
+
+    got, wanted = (jax.jit(lambda g=g: both(f(g)))() for g in (lambda x: leaf.as_written(x.T), jnp.transpose))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, wanted)
+
+
+def test_the_gradient_of_a_is_a_product_whose_narrow_side_is_the_left_one():
+    node, x = low_rank(W, 1), normal(9, 6, 7)
+
+    def total(a: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(leaf.dot(x, LowRank(node.w, a, node.b, node.scale))))
+
+    text = jax.jit(jax.grad(total)).lower(node.a).compile().as_text()
+    assert "f32[3,7]{1,0} dot(" in text
+    assert "f32[7,3]{1,0} dot(" not in text  # the slow one, see `leaf.as_written`
