@@ -50,7 +50,7 @@ from adaptlab import models, tree
 from adaptlab.measure.curvature import Operator, apply, hessian, spectral_density, top_eigenpairs
 from adaptlab.runtime import configure
 from adaptlab.stats import Mean
-from benchmarks.curvature_peers import Ask, capped, first_call
+from benchmarks.curvature_peers import OVER, Ask, capped, first_call
 
 WIDTHS = (64, 256, 256, 256, 10)
 BERT = models.BertShape(30522, width=384, depth=6, heads=12, ffn_width=1536, context=512)
@@ -152,7 +152,7 @@ def settings_of(side: str, ask: Ask, k: int, reference: np.ndarray) -> dict[str,
         tries = [{"k": k, "steps": 0, "tolerance": tolerance} for tolerance in TOLERANCES]
     for settings in tries:
         found = ask("top", **settings)[1]
-        if found is None or error(found, reference) <= GOAL:
+        if found is OVER or error(found, reference) <= GOAL:
             return settings
     return tries[-1]
 
@@ -183,8 +183,8 @@ def run(task: str, sides: dict[str, Ask], settings: dict[str, dict[str, Any]], r
         for side in order[turn % len(order) :] + order[: turn % len(order)]:
             spent, found = sides[side](name, **settings[side])
             if turn == 0:
-                first[side], errors[side] = spent, None if found is None else judge(found)
-            if turn > 0 or found is None:
+                first[side], errors[side] = spent, None if found is OVER else judge(found)
+            if turn > 0 or found is OVER:
                 seconds[side].append(spent / (PRODUCTS if (task, side) == ("product", "adaptlab") else 1))
     return Result({side: np.array(x) for side, x in seconds.items()}, first, errors, settings)
 

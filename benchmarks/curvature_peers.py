@@ -10,10 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ask", "capped", "first_call"]
+__all__ = ["OVER", "Ask", "capped", "first_call"]
+
+OVER = "over the cap"
 
 Ask = Callable[..., tuple[float, Any]]
-"""`(task, **settings) -> (seconds, what was found)`; nothing was found (None) where it took longer than the cap."""
+"""`(task, **settings) -> (seconds, what was found)`; `OVER` was found where it took longer than the cap."""
 
 
 def capped(python: str, side: str, options: dict[str, Any], cap: float, stack: ExitStack) -> Ask:
@@ -46,7 +48,7 @@ def capped(python: str, side: str, options: dict[str, Any], cap: float, stack: E
         if not select.select([process.stdout], [], [], cap)[0]:
             process.kill()
             running.remove(process)
-            return cap, None
+            return cap, OVER
         if not (line := process.stdout.readline()):
             raise SystemExit(f"{side} stopped at {task}; its own message is above.")
         answer = json.loads(line)
