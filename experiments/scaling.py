@@ -13,7 +13,7 @@ same German from scratch. To what comes out are fitted
 The largest rung is predicted by the laws of the smaller ones, with intervals, before it is trained: the predictions are
 written and sealed by their SHA-256, which its runs and the passport carry, and scored when it is done.
 
-    python -m experiments.scaling                                   about twenty minutes on two idle cores
+    python -m experiments.scaling                                   about half an hour on two idle cores
     python -m experiments.scaling experiment=scaling_smoke          a few minutes
     python -m experiments.scaling 'ladder.rungs=[1,2,3,4,5,6,7]'    to 4.4 million parameters: hours
     python -m scripts.fit_scaling data=runs/scaling/TIME/points.csv form=chinchilla \

@@ -271,7 +271,7 @@ def overrides(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "methods.scratch.sizes=[128,256]",
         "sizes=[128,256]",
         "seeds=[0,1]",
-        *(f"~laws.{name}" for name in ("lora_r1", "lora_r16", "full_rectified", "rank", "forgetting", "scratch")),
+        *(f"~laws.{name}" for name in ("lora_r1", "lora_r16", "rank", "forgetting", "scratch")),
         "laws.pretraining.form._target_=adaptlab.scaling.forms.joint",
         *("~laws.pretraining.x.N", "+laws.pretraining.x.X=parameters"),
         "draws=20",
