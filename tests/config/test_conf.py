@@ -9,7 +9,7 @@ import pytest
 
 from adaptlab import config, leaf, tree
 from adaptlab.adapt import materialize, prepared
-from adaptlab.models import BertShape, LlamaShape, bert_classifier, llama
+from adaptlab.models import BertShape, LlamaShape, Model, bert_classifier, llama
 from adaptlab.report import Claim
 from experiments import (
     classification,
@@ -100,7 +100,16 @@ MEMBERS = {
 
 CLASSIFIER = bert_classifier(BertShape(32, width=16, depth=2, heads=4, ffn_width=24, context=8), classes=3)
 READS_FILES = {"adapt/fusion", "adapt/fisher_masked"}  # tests.adapt builds them
-NOT_OF_A_LLAMA = {"adapt/bitfit", "adapt/linear_probe"}  # it has neither biases nor, with tied embeddings, a head
+CONVOLUTION = Model(  # no family that is read here has one
+    init=lambda key: {"conv_1": {"kernel": jax.random.normal(key, (3, 3, 4, 8))}},
+    apply=lambda params, x: x,
+    axes=lambda: {"conv_1": {"kernel": (None, None, "embed", "ffn")}},
+)
+NOT_OF_A_LLAMA = {  # it has neither biases nor, with tied embeddings, a head
+    "adapt/bitfit": CLASSIFIER,
+    "adapt/linear_probe": CLASSIFIER,
+    "adapt/lora_conv": CONVOLUTION,
+}
 
 
 @pytest.mark.parametrize("name", [n for n in PARTS if n.split("/")[0] in MEMBERS and n not in READS_FILES])
@@ -126,7 +135,7 @@ def test_a_source_is_described_without_fetching_it(name: str):
 
 @pytest.mark.parametrize("adapt", [n for n in PARTS if n.startswith("adapt/") and n not in READS_FILES])
 def test_an_adaptation_yaml_fits_a_model(adapt: str):
-    model = CLASSIFIER if adapt in NOT_OF_A_LLAMA else LLAMA
+    model = NOT_OF_A_LLAMA.get(adapt, LLAMA)
     adaptation = config.instantiate(node_of(adapt), fresh=model.init, slots=model.slots())
     base = jax.eval_shape(model.init, jax.random.key(0))
     added: set[str] = set()
