@@ -57,7 +57,7 @@ BERT = models.BertShape(30522, width=384, depth=6, heads=12, ffn_width=1536, con
 DENSITY = {"mlp": {"probes": 2, "steps": 100}, "bert": {"probes": 2, "steps": 10}}
 SIDES = ("pyhessian", "hessian-eigenthings", "curvlinops")
 GOAL = 1e-4
-TOLERANCES = [10.0**-i for i in range(1, 7)]
+TOLERANCES = [x * 10.0**-i for i in range(1, 7) for x in (1.0, 0.3)]
 STEPS = [4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96]
 
 
