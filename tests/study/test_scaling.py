@@ -1,5 +1,6 @@
 """A ladder follows from its dials; what is predicted is sealed before it is run; a killed study goes on."""
 
+import dataclasses
 import hashlib
 import json
 import time
@@ -94,6 +95,13 @@ def test_rates_of_adaptation_are_multiples_of_the_rate_of_pretraining(study: Stu
         (own,) = {cell.method["optim"]["lr"] for cell in plan.pretraining[one]}
         for cell in plan.adaptations[one]:
             assert cell.method["optim"]["lr"] == pytest.approx(study.methods[cell.family]["multiple"] * own)
+
+
+@pytest.mark.parametrize("multiple", [None, 0, "fast"])
+def test_a_method_without_a_positive_multiple_is_refused_before_anything_loads(study: Study, multiple: Any):
+    methods = study.methods | {"full": {"multiple": multiple}}
+    with pytest.raises(config.ConfigError, match=rf"methods\.full\.multiple={multiple}: expected a positive number"):
+        plan_ladder(dataclasses.replace(study, methods=methods))
 
 
 def test_all_ranks_of_a_method_are_one_program(plan: LadderPlan):

@@ -117,10 +117,11 @@ def plan_ladder(study: Any) -> LadderPlan:
         raise config.ConfigError(
             f"training.length={training.length}, but ladder.length={ladder.length}: give one length."
         )
-    if missing := [name for name, method in study.methods.items() if "multiple" not in method]:
-        raise config.ConfigError(
-            f"methods.{missing[0]} needs `multiple`: its learning rate in units of pre-training's."
-        )
+    for name, method in study.methods.items():
+        if not isinstance(given := method.get("multiple"), int | float) or given <= 0:
+            raise config.ConfigError(
+                f"methods.{name}.multiple={given}: expected a positive number, its learning rate in units of pre-training's."
+            )
     multiples = {name: method["multiple"] for name, method in study.methods.items()}
     most = max(amounts[-1] for amounts in sizes.values())
     steps = training.duration.in_steps(
