@@ -120,7 +120,8 @@ def plan_ladder(study: Any) -> LadderPlan:
     for name, method in study.methods.items():
         if not isinstance(given := method.get("multiple"), int | float) or given <= 0:
             raise config.ConfigError(
-                f"methods.{name}.multiple={given}: expected a positive number, its learning rate in units of pre-training's."
+                f"methods.{name}.multiple={given}: expected a positive number, its learning rate in units of "
+                "pre-training's."
             )
     multiples = {name: method["multiple"] for name, method in study.methods.items()}
     most = max(amounts[-1] for amounts in sizes.values())
