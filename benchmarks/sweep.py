@@ -46,7 +46,10 @@ from experiments.lr_schedule import Study
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 ROOT = Path(__file__).parents[1]
-TUNABLES = "glibc.malloc.hugetlb=1"
+TUNABLES = "glibc.malloc." + ":glibc.malloc.".join(
+    ("hugetlb=1", "mmap_max=0", "trim_threshold=17179869184", "top_pad=67108864", "arena_max=1")
+)
+"""Of all sides: huge pages, and what is freed stays with the process, so that temporaries are not new pages each time."""
 
 
 class Timing(NamedTuple):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from adaptlab.measure.measurement import Measurement
-from adaptlab.models import Model, cross_entropy
+from adaptlab.models import Model, chosen_logits, cross_entropy
 
 __all__ = ["held_out_text"]
 
@@ -40,9 +40,7 @@ def held_out_text(model: Model, token_bytes_V: np.ndarray) -> Measurement:
         logits = model.apply(params, batch.tokens, segments=batch.segments, positions=batch.positions)
         nats = cross_entropy(logits, batch.targets)
         # As many passes over the logits as the loss needs anyway: an arg max costs a CPU more than the whole loss.
-        ids = jax.lax.broadcasted_iota(batch.targets.dtype, logits.shape, logits.ndim - 1)
-        chosen = jnp.max(jnp.where(ids == batch.targets[..., None], logits, -jnp.inf), axis=-1)
-        hit = (chosen >= jnp.max(logits, axis=-1)).astype(jnp.float32)
+        hit = (chosen_logits(logits, batch.targets) >= jnp.max(logits, axis=-1)).astype(jnp.float32)
         size = jnp.asarray(token_bytes_V, jnp.float32)[batch.targets]
         seen = (nats, jnp.ones_like(nats), hit, size)
         return _Sums(*(s + jnp.sum(x * batch.weights) for s, x in zip(state, seen, strict=True)))

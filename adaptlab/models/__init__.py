@@ -5,7 +5,7 @@ from adaptlab.models.bert import BertShape, bert, bert_classifier
 from adaptlab.models.fan_in import by_fan_in
 from adaptlab.models.gpt2 import GPT2Shape, gpt2
 from adaptlab.models.llama import LlamaShape, llama
-from adaptlab.models.losses import classification, cross_entropy, language_modelling
+from adaptlab.models.losses import chosen_logits, classification, cross_entropy, language_modelling
 from adaptlab.models.mixtral import MixtralShape, mixtral
 from adaptlab.models.mlp import mlp
 from adaptlab.models.model import Model, Pretrained, Slot, placed
@@ -29,6 +29,7 @@ __all__ = [
     "bert_classifier",
     "bubble_fraction",
     "by_fan_in",
+    "chosen_logits",
     "classification",
     "cross_entropy",
     "from_shape",

@@ -11,19 +11,45 @@ from adaptlab.models.intermediates import recorded
 from adaptlab.models.model import Model
 from adaptlab.models.moe import load_balancing_loss, router_z_loss
 from adaptlab.rng import stream_id
+from adaptlab.shard import on_one_cpu
 from adaptlab.stats import Mean
 
-__all__ = ["classification", "cross_entropy", "language_modelling"]
+__all__ = ["chosen_logits", "classification", "cross_entropy", "language_modelling"]
 
 
+def chosen_logits(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Return logits[target], `[...]` from logits `[..., V]` and targets `[...]`."""
+    if on_one_cpu():  # where a masked sum would first write V numbers
+        return jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return _masked_sum(logits, targets)
+
+
+def _masked_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
+    return jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
+
+
+@jax.custom_jvp
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Return -log softmax(logits)[target] in nats, `[...]` from logits `[..., V]` and targets `[...]`."""
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     log_sum = jnp.log(jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1))
-    # A masked sum, not a gather: its gradient is a fused select where that of a gather is a scatter.
-    ids = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1)
-    chosen = jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
-    return log_sum + (peak - chosen)  # in this order, what large logits have in common cancels exactly
+    # In this order, what large logits have in common cancels exactly.
+    return log_sum + (peak - chosen_logits(logits, targets))
+
+
+@cross_entropy.defjvp
+def _cross_entropy_jvp(primals: Any, tangents: Any) -> Any:
+    """dL = Σ_v p_v dx_v - dx_target.
+
+    The sum over a mask is never computed on the way back, only its transpose: a select, where a gather's is a scatter.
+    """
+    (logits, targets), (change, _) = primals, tangents
+    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    e = jnp.exp(logits - peak[..., None])
+    total = jnp.sum(e, axis=-1)
+    nats = jnp.log(total) + (peak - chosen_logits(logits, targets))
+    return nats, jnp.sum(e * change, axis=-1) / total - _masked_sum(change, targets)
 
 
 def language_modelling(

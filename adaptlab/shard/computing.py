@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from adaptlab.shard.moving import move
 from adaptlab.shard.placement import Placement, Rules, mesh_axes
 
-__all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "gather", "on", "pin"]
+__all__ = ["computing", "computing_placement", "constrain", "constrain_rest", "gather", "on", "on_one_cpu", "pin"]
 
 _COMPUTING: ContextVar[Placement | None] = ContextVar("computing", default=None)
 
@@ -39,6 +39,15 @@ def computing(placement: Placement | None) -> Iterator[None]:
 def computing_placement() -> Placement | None:
     """Return the placement of the innermost `computing`, or None."""
     return _COMPUTING.get()
+
+
+def on_one_cpu() -> bool:
+    """Whether what is traced computes on a single CPU device: a run's own, if many are spread over a `replica` axis."""
+    placement = computing_placement()
+    if placement is None:
+        return jax.default_backend() == "cpu"
+    sizes = placement.mesh.shape
+    return placement.mesh.devices.flat[0].platform == "cpu" and placement.mesh.size == sizes.get("replica", 1)
 
 
 def on(placement: Placement | None, f: Callable[..., Any]) -> Callable[..., Any]:

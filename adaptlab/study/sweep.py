@@ -61,7 +61,16 @@ def together(
 
     Yields:
       `{folder of a job: error}` of the jobs that have runs that failed.
+
+    Raises:
+      ConfigError: a job that says how its own runs are run together: here the launcher says it for all of them.
     """
+    for job in jobs:
+        if said := [o for o in job.label.split() if o.startswith("replication.")]:
+            raise config.ConfigError(
+                f"{said[0]} has no effect in a sweep by hydra/launcher=vmap: its jobs share their programs. "
+                f"Use hydra.launcher.{said[0].removeprefix('replication.')}."
+            )
     halving = options.get("halving")  # Hydra has called its factory
     rest = {key: value for key, value in options.items() if key not in ("halving", "cpu_devices")}
     target = {"_target_": "adaptlab.study.settings.Replication"}

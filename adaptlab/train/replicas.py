@@ -112,7 +112,9 @@ def compile_replicas(
     flat = jax.tree.map(lambda x: over(x, PartitionSpec("replica")), (*scalars, jax.ShapeDtypeStruct((), bool)))
     batches = jax.tree.map(lambda x: over(x, PartitionSpec("replica", *placement.batch.spec)), batch)
     where = jax.tree.map(lambda x: x.sharding, states)
-    step = jax.jit(_stepper(program, how, placement), donate_argnums=2, out_shardings=(where, placement.replicated))
+    # What every process reads must be on each of them; otherwise no device waits for another.
+    shown = placement.replicated if hosts.count() > 1 else NamedSharding(mesh, PartitionSpec("replica"))
+    step = jax.jit(_stepper(program, how, placement), donate_argnums=2, out_shardings=(where, shown))
     compiled = step.lower(flat[0], flat[1], states, flat[2], base, batches).compile()
     ours = jax.tree.map(lambda x: x.sharding, one)
     spread = _spreader(placement)

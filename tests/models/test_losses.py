@@ -28,6 +28,14 @@ def test_the_gradient_of_cross_entropy_is_softmax_minus_target():
     np.testing.assert_allclose(got, jax.nn.softmax(logits) - jax.nn.one_hot(targets, 5), rtol=1e-5, atol=1e-6)
 
 
+def test_the_second_derivative_of_cross_entropy_is_the_covariance_of_the_softmax():
+    logits, targets = jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32), jnp.asarray([4, 0, 2])
+    got = jax.vmap(jax.hessian(cross_entropy))(logits, targets)
+    p = jax.nn.softmax(logits)
+    wanted = jax.vmap(jnp.diag)(p) - p[:, :, None] * p[:, None, :]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("shift", [1e4, -1e4])
 def test_large_logits_do_not_overflow(shift: float):
     logits = jnp.asarray([[0.0, 1.0, 2.0]]) + shift

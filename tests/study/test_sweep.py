@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from adaptlab.config import ConfigError
 from adaptlab.report import read_journal
+from adaptlab.study.sweep import Job, together
 from tests.study.conftest import finish, start
 
 JOBS = ["-m", "optim.lr=1e-3,3e-3", "seed=0,1", "optim.weight_decay=0.0,0.1", "hydra/launcher=vmap"]
@@ -125,3 +127,9 @@ def test_carrying_over_a_state_that_is_not_known_is_refused_before_anything_runs
     assert process.returncode != 0
     assert "python -m experiments.pretrain" in output
     assert not list(tmp_path.glob("runs/**/journal.jsonl"))
+
+
+def test_a_key_that_the_launcher_decides_is_refused_in_a_job(tmp_path: Path):
+    job = Job({}, tmp_path / "0", "optim.lr=1e-3 replication.how=map")
+    with pytest.raises(ConfigError, match="no effect.*hydra.launcher.how=map"), together(dict, [job], tmp_path, {}):
+        pass
