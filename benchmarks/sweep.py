@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[1]
 TUNABLES = "glibc.malloc." + ":glibc.malloc.".join(
     ("hugetlb=1", "mmap_max=0", "trim_threshold=17179869184", "top_pad=67108864", "arena_max=1")
 )
-"""Of all sides: huge pages, and what is freed stays with the process, so that temporaries are not new pages each time."""
+"""Of all sides: huge pages, and what is freed stays with the process: temporaries are not new pages each time."""
 
 
 class Timing(NamedTuple):

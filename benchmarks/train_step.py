@@ -1,6 +1,7 @@
-"""How fast is a training step? adaptlab against a hand-written JAX step, torch + PEFT, and Flax + Qwix.
+"""How fast is a training step? adaptlab against a hand-written JAX step, torch + PEFT, Flax + Qwix, and Levanter.
 
-    python -m benchmarks.train_step bert|bert_mean|gpt2|llama|smollm2 [--torch PYTHON] [--qwix PYTHON] [--rounds 7]
+    python -m benchmarks.train_step bert|bert_mean|gpt2|llama|smollm2 [--torch PYTHON] [--qwix PYTHON]
+        [--levanter PYTHON] [--rounds 7]
 
 The families: a BERT classifier of MiniLM's sizes (LoRA on query and value), a GPT-2 and a Llama of the same width and
 depth, and a Llama of SmolLM2's sizes (LoRA on every matrix of the layers; GPT-2's query, key and value are one matrix
@@ -15,9 +16,10 @@ loss of all sides is the same (they compute the same function), and so is the se
 same step); LoRA's differs with the random A.
 
 `--torch` names a Python with the packages of the `reference` extra; there, eager and compiled, all with fused AdamW.
-`--qwix` names one with `qwix` and `flax` (`pip install jax==0.10.2 qwix flax optax`). All run under the same allocator
-settings (`GLIBC_TUNABLES`), which the table states. FLOPs are those of the step's matrix products per token, in units
-of the number N of the base's parameters.
+`--qwix` names one with `qwix` and `flax` (`pip install jax==0.10.2 qwix flax optax`), `--levanter` one with what
+`levanter_step.py` says (LoRA of Llama and GPT-2). All run under the same allocator settings (`GLIBC_TUNABLES`), which
+the table states. FLOPs are those of the step's matrix products per token, in units of the number N of the base's
+parameters.
 """
 
 import argparse
@@ -197,6 +199,8 @@ def others(family: Family, lora: bool, options: dict[str, Any], o: Any, stack: E
         more = {"lora": rf"layer_\d+/({matrices})" if lora else None}
         name = "Flax + Qwix" if lora else "Flax"
         sides[name] = worker(o.qwix, "qwix_step.py", options | more, stack)
+    if o.levanter and lora and family.model in ("gpt2", "llama"):  # it has no encoder
+        sides["Levanter"] = worker(o.levanter, "levanter_step.py", options, stack)
     return sides
 
 
@@ -250,6 +254,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, help="the family's, unless said")
     parser.add_argument("--torch", metavar="PYTHON")
     parser.add_argument("--qwix", metavar="PYTHON")
+    parser.add_argument("--levanter", metavar="PYTHON")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of the torch sides")
     parser.add_argument("--modes", nargs="+", default=["full", "lora"])
     o = parser.parse_args()

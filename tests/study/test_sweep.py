@@ -131,5 +131,5 @@ def test_carrying_over_a_state_that_is_not_known_is_refused_before_anything_runs
 
 def test_a_key_that_the_launcher_decides_is_refused_in_a_job(tmp_path: Path):
     job = Job({}, tmp_path / "0", "optim.lr=1e-3 replication.how=map")
-    with pytest.raises(ConfigError, match="no effect.*hydra.launcher.how=map"), together(dict, [job], tmp_path, {}):
+    with pytest.raises(ConfigError, match=r"no effect.*hydra\.launcher\.how=map"), together(dict, [job], tmp_path, {}):
         pass
