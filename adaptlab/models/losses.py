@@ -32,10 +32,7 @@ def _masked_sum(logits: jax.Array, targets: jax.Array) -> jax.Array:
 @jax.custom_jvp
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Return -log softmax(logits)[target] in nats, `[...]` from logits `[..., V]` and targets `[...]`."""
-    peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-    log_sum = jnp.log(jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1))
-    # In this order, what large logits have in common cancels exactly.
-    return log_sum + (peak - chosen_logits(logits, targets))
+    return _parts(logits, targets)[0]
 
 
 @cross_entropy.defjvp
@@ -45,11 +42,17 @@ def _cross_entropy_jvp(primals: Any, tangents: Any) -> Any:
     The sum over a mask is never computed on the way back, only its transpose: a select, where a gather's is a scatter.
     """
     (logits, targets), (change, _) = primals, tangents
+    nats, e, total = _parts(logits, targets)
+    return nats, jnp.sum(e * change, axis=-1) / total - _masked_sum(change, targets)
+
+
+def _parts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The cross-entropy, and the softmax as numerators and their sum."""
     peak = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
     e = jnp.exp(logits - peak[..., None])
     total = jnp.sum(e, axis=-1)
-    nats = jnp.log(total) + (peak - chosen_logits(logits, targets))
-    return nats, jnp.sum(e * change, axis=-1) / total - _masked_sum(change, targets)
+    # In this order, what large logits have in common cancels exactly.
+    return jnp.log(total) + (peak - chosen_logits(logits, targets)), e, total
 
 
 def language_modelling(
