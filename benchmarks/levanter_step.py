@@ -4,7 +4,7 @@
 
 Its Python: `pip install jax==0.4.30 haliax==1.3 equinox==0.11.8 "optax<0.2.4" "numpy<2.1"`, `levanter==1.1 --no-deps`,
 and what they import; under JAX 0.5.3 and 0.10.2 it does not start. Levanter 1.1, the last release, was written for an
-older JAX: `SHIMS` are the names that have gone since, and its Llama splits a key into one, which is an array of keys today.
+older JAX: `SHIMS` are names that have gone since, and its Llama splits a key into one, an array of keys today.
 Its LoRA starts with a random B, so that a new adapter changes the model: B is set to 0 here, as on the other sides.
 
 Reads lines from standard input; each one makes it take a step and print the seconds it took and the loss.
