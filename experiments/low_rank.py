@@ -93,11 +93,11 @@ class Study:
         return al.study.members(self.methods(), self.seeds)
 
 
-@al.study.app("low_rank", Study)
+@al.study.app("low_rank", Study, runs=al.study.fewest_runs)
 def main(study: Study, folder: Path) -> float:
     """Run all arms; measure gain, forgetting and updates; judge the claims; report."""
     # The base, placed once on its devices, and the text: what to learn, and what to measure.
-    lab = al.study.open_lab(study)
+    lab = al.study.open_lab(study, spread=True)
 
     # The runs. All ranks, learning rates and seeds of an arm are one program.
     replication, members = al.config.instantiate(study.replication), study.members()

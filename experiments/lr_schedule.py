@@ -78,11 +78,11 @@ class Study:
         return al.study.members({n: arm | {"learning_rates": rates[n]} for n, arm in arms.items()}, self.seeds)
 
 
-@al.study.app("lr_schedule", Study)
+@al.study.app("lr_schedule", Study, runs=al.study.fewest_runs)
 def main(study: Study, folder: Path) -> float:
     """Run all arms; measure; judge the claims; report."""
     # The base, placed once on its devices, and the text: what to learn, and what to measure.
-    lab = al.study.open_lab(study)
+    lab = al.study.open_lab(study, spread=True)
 
     # The runs. Those that differ only in numbers are one program.
     replication = al.config.instantiate(study.replication)

@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "app": ["app"],
+        "app": ["app", "fewest_runs"],
         "bases": ["base_app", "open_moments"],
         "pretraining": ["open_pretraining", "pretrain", "pretraining_passport"],
         "final_updates": ["FinalUpdates", "final_updates"],

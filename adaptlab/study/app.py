@@ -1,6 +1,7 @@
 """A study as a command: Hydra in front, a locked folder behind."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,9 +10,20 @@ from typing import Any
 from adaptlab import config, hosts, preempt, runtime
 from adaptlab.study import folder as folders
 
-__all__ = ["app"]
+__all__ = ["app", "fewest_runs"]
 
 log = logging.getLogger(__name__)
+
+
+def fewest_runs(study: Any) -> int:
+    """Return how many runs the smallest program of a study has: over so many devices it can spread them.
+
+    Args:
+      study: has `members()` and `replication`; runs that are to run alone are spread over none.
+    """
+    if study.replication.get("how") == "alone":
+        return 1
+    return min(Counter(member.program for member in study.members()).values(), default=1)
 
 
 def app(

@@ -6,6 +6,7 @@ Each run's measurements are kept in its folder (`updates.json`), so that an inte
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adaptlab import adapt, leaf, models, rng, tree
+from adaptlab import adapt, leaf, models, preempt, rng, tree
 from adaptlab.measure import make_probe, measured_updates
 from adaptlab.measure.update import singular_vectors, updates
 from adaptlab.measure.update_probe import make_update_probe, named
 from adaptlab.measure.update_relation import leading
 from adaptlab.measure.update_subspaces import leading_vectors, subspaces
 from adaptlab.study.folder import write_json
-from adaptlab.study.lab import Lab, open_base
+from adaptlab.study.lab import Lab, apart
 from adaptlab.study.members import Member, method_program
 from adaptlab.train import Program, device_numbers, make_objective
 
@@ -65,23 +66,33 @@ def final_updates(
       wanted: see `FinalUpdates`.
       cut: `{method: learning rate}`: the runs whose updates are also cut.
     """
-    found, groups = {}, {}
+    homes = {member.name: folder / "runs" / member.name for member in members}
+    groups: dict[str, list[Member]] = {}
     for member in members:
-        if (folder / "runs" / member.name / "delta.safetensors").exists():
+        if (homes[member.name] / "delta.safetensors").exists():
             groups.setdefault(member.program, []).append(member)
-    if lab.params is None:  # the jobs of a sweep have let go of them
-        lab = lab._replace(params=open_base(lab.base, lab.placement.mesh)[2])
-    base = _Base(lab, wanted)
+    parts = [(part, _Base(part, wanted)) for part in apart(lab)]
     for group in groups.values():
-        program = None
-        for member in group:
-            path = folder / "runs" / member.name / _MEASURED
-            if not path.exists():
-                program = program or _Measured(lab, group[0], wanted, base)
-                write_json(path, program.measure(member, path.parent, cut.get(member.method) == member.lr))
-            found[member.name] = json.loads(path.read_text())
+        left = iter([member for member in group if not (homes[member.name] / _MEASURED).exists()])
+
+        def measure(part: Lab, base: _Base, left: Iterator[Member] = left) -> None:
+            program = None
+            for member in left:  # a list's iterator gives each member to one thread
+                if preempt.noticed():
+                    raise preempt.Preempted
+                program = program or _Measured(part, member, wanted, base)
+                home = homes[member.name]
+                write_json(home / _MEASURED, program.measure(member, home, cut.get(member.method) == member.lr))
+
+        with ThreadPoolExecutor(len(parts)) as threads:
+            for done in [threads.submit(measure, *part) for part in parts]:
+                done.result()
         log.info("%s: the updates of %d runs are measured", group[0].method, len(group))
-    return found
+    return {
+        member.name: json.loads((homes[member.name] / _MEASURED).read_text())
+        for group in groups.values()
+        for member in group
+    }
 
 
 class _Base:

@@ -9,11 +9,23 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from adaptlab import config, data, leaf, measure, models, shard
+from adaptlab import config, data, hosts, leaf, measure, models, shard
 from adaptlab.models.stack import DTYPES
+from adaptlab.study.devices import over_all_devices
 from adaptlab.study.settings import Training
 
-__all__ = ["Lab", "lab_settings", "load_lab", "open_base", "open_lab", "origin", "pipeline_of", "sharing", "trained_on"]
+__all__ = [
+    "Lab",
+    "apart",
+    "lab_settings",
+    "load_lab",
+    "open_base",
+    "open_lab",
+    "origin",
+    "pipeline_of",
+    "sharing",
+    "trained_on",
+]
 
 log = logging.getLogger(__name__)
 
@@ -158,16 +170,48 @@ def lab_settings(study: Any) -> dict[str, Any]:
     return {name: getattr(study, name) for name in _SETTINGS if hasattr(study, name)}
 
 
-def open_lab(study: Any) -> Lab:
+def open_lab(study: Any, *, spread: bool = False) -> Lab:
     """Load the base and the text of a study; the jobs of a sweep that have them in common share them.
 
     Args:
       study: has `base` (see `Base`), `target` (the config of the corpus to adapt to), `upstream` (those of the corpora
         not to forget, by name), `training` (see `Training`), `held_out` (see `HeldOut`) and `mesh` (the devices); may
         have `measure` (see `Probed`).
+      spread: whether devices that the mesh does not use get runs of their own, see `over_all_devices`.
     """
     settings = lab_settings(study)
-    return _SHARED.get().get(config.config_hash(settings)) or load_lab(settings)
+    if (shared := _SHARED.get().get(config.config_hash(settings))) is not None:
+        return shared
+    return load_lab(settings | {"mesh": over_all_devices(settings["mesh"])} if spread else settings)
+
+
+def apart(lab: Lab) -> list[Lab]:
+    """Return the lab once for each part of its mesh's `replica` axis, on that part's devices alone.
+
+    What is not one program over all of them runs on each by a thread of its own. In a job of many processes, of which
+    none has all devices, it stays one lab. The base is opened anew, but where it is there already.
+    """
+    mesh = lab.placement.mesh
+    if mesh.shape["replica"] == 1 or hosts.count() > 1:
+        there = lab.params is not None  # the jobs of a sweep have let go of them
+        return [lab if there else lab._replace(params=open_base(lab.base, mesh)[2])]
+
+    def on(part: jax.sharding.Mesh) -> Lab:
+        def move(x: jax.Array) -> jax.Array:
+            return jax.device_put(x, jax.sharding.NamedSharding(part, x.sharding.spec))  # pyright: ignore[reportAttributeAccessIssue]
+
+        pretrained, placement, params = open_base(lab.base, part)
+        return lab._replace(
+            pretrained=pretrained,
+            params=params,
+            placement=trained_on(placement, lab.training),
+            measurement=measure.held_out_text(pretrained.model, token_bytes_V),
+            held_out=jax.tree.map(move, lab.held_out),
+        )
+
+    token_bytes_V = config.instantiate(lab.base["tokenizer"]).token_bytes_V
+    each = np.split(mesh.devices, mesh.shape["replica"], mesh.axis_names.index("replica"))
+    return [on(jax.sharding.Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)) for devices in each]
 
 
 @contextmanager
