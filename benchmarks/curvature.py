@@ -57,6 +57,7 @@ BERT = models.BertShape(30522, width=384, depth=6, heads=12, ffn_width=1536, con
 DENSITY = {"mlp": {"probes": 2, "steps": 100}, "bert": {"probes": 2, "steps": 10}}
 SIDES = ("pyhessian", "hessian-eigenthings", "curvlinops")
 GOAL = 1e-4
+PAUSE = 0.5  # seconds before each call: the threads of the side before spin for a while when they are done
 TOLERANCES = [x * 10.0**-i for i in range(1, 7) for x in (1.0, 0.3)]
 STEPS = [4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96]
 
@@ -181,6 +182,7 @@ def run(task: str, sides: dict[str, Ask], settings: dict[str, dict[str, Any]], r
     for turn in range(rounds + 1):
         order = [side for side in sides if errors.get(side, 0) is not None]
         for side in order[turn % len(order) :] + order[: turn % len(order)]:
+            time.sleep(PAUSE)
             spent, found = sides[side](name, **settings[side])
             if turn == 0:
                 first[side], errors[side] = spent, None if found is OVER else judge(found)

@@ -106,10 +106,10 @@ def singular_values(update: Update) -> jax.Array:
     """Return σ `[*L, K]`.
 
     Of factors, with the QR decompositions A = Q_A R_A and Bᵀ = Q_B R_B, those of ΔW = Q_A (R_A R_Bᵀ) Q_Bᵀ are those of
-    the R x R matrix in the middle.
+    the R x R matrix in the middle; where R is no less than K, that of ΔW itself is cheaper.
     """
-    if not isinstance(update, Factors):
-        return linalg.singular_values(update)
+    if not isinstance(update, Factors) or _is_wide(update):
+        return linalg.singular_values(dense_update(update))
     (_, r_a), (_, r_b) = linalg.qr(update.a), linalg.qr(update.b.mT)
     core = jnp.matmul(r_a, r_b.mT, precision=jax.lax.Precision.HIGHEST)
     return linalg.singular_values(core)
@@ -117,12 +117,17 @@ def singular_values(update: Update) -> jax.Array:
 
 def singular_vectors(update: Update) -> Svd:
     """Return the thin singular value decomposition; of factors as in `singular_values`, with U = Q_A U', V = Q_B V'."""
-    if not isinstance(update, Factors):
-        return Svd(*linalg.svd(update))
+    if not isinstance(update, Factors) or _is_wide(update):
+        return Svd(*linalg.svd(dense_update(update)))
     highest = jax.lax.Precision.HIGHEST
     (q_a, r_a), (q_b, r_b) = linalg.qr(update.a), linalg.qr(update.b.mT)
     u, s, vt = linalg.svd(jnp.matmul(r_a, r_b.mT, precision=highest))
     return Svd(jnp.matmul(q_a, u, precision=highest), s, jnp.matmul(vt, q_b.mT, precision=highest))
+
+
+def _is_wide(update: Factors) -> bool:
+    """Whether the factors' rank is no less than ΔW's own may be."""
+    return update.a.shape[-1] >= min(update.a.shape[-2], update.b.shape[-1])
 
 
 def frobenius(s: jax.Array) -> jax.Array:

@@ -1,14 +1,19 @@
 """The study of low-rank updates, whole: a real process on a tiny base."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from adaptlab import config
 from adaptlab.adapt import load_delta
 from adaptlab.report import load_curves
 from adaptlab.report.curves import metrics, series
+from adaptlab.study import fewest_runs, final_updates, open_lab
+from experiments.low_rank import Study
 from tests.study.conftest import finish, results
 
 MATRICES = "layers/attention/(query|out)/kernel"  # decompositions take long to compile
@@ -76,3 +81,31 @@ def test_the_report_has_the_figures_and_the_verdicts(study: Path):
     assert verdicts["lora_forgets_less"]["verdict"] == "inconclusive"  # one seed
     intruders = json.loads((study / "runs.json").read_text())["full/lr_0.001/seed_0"]["update"]["intruders_0.5"]
     assert 0 <= intruders <= 8
+
+
+def test_updates_measured_by_parts_of_a_mesh_are_those_of_one_device(study: Path, tmp_path: Path):
+    node = OmegaConf.to_container(OmegaConf.load(study / "config.yaml"))
+    node["mesh"] |= {"replica": 4, "data": 2}
+    spread = Study(**node)
+    for kept in study.glob("runs/*/*/*/delta.safetensors"):
+        home = tmp_path / kept.parent.relative_to(study)
+        home.mkdir(parents=True)
+        shutil.copy(kept, home)
+    wanted = config.instantiate(spread.measure["final"])
+    rates = {member.method: member.lr for member in spread.members()}
+    found = final_updates(open_lab(spread), spread.members(), tmp_path, wanted, rates)
+    for name, metrics_of in found.items():
+        alone = json.loads((study / "runs" / name / "updates.json").read_text())
+        assert metrics_of.keys() == alone.keys()
+        for metric, value in alone.items():
+            np.testing.assert_allclose(metrics_of[metric], value, rtol=2e-4, atol=1e-6, err_msg=f"{name} {metric}")
+
+
+def test_runs_are_spread_over_as_many_devices_as_the_smallest_program_has_runs(study: Path):
+    node = OmegaConf.to_container(OmegaConf.load(study / "config.yaml"))
+    assert fewest_runs(Study(**node)) == 1  # they are to run alone
+    node["replication"]["how"] = "auto"
+    assert fewest_runs(Study(**node)) == 1  # full fine-tuning has one run, LoRA has two
+    assert fewest_runs(Study(**node | {"seeds": [0, 1, 2]})) == 3
+    del node["arms"]["full"]
+    assert fewest_runs(Study(**node)) == 2
