@@ -43,6 +43,8 @@ PODS: dict[str, list[str]] = {
         *("model=llama3_8b", *FULL, "topology=v5e:8x8", "slices=2", "mesh.fsdp=64"),
         *("batch_size=128", "length=4096"),
     ],
+    "8b_lora_v4": ["model=llama3_8b", *LORA, "topology=v4:2x2x4", "mesh.fsdp=16", "batch_size=16", "length=4096"],
+    "8b_full_v6e": ["model=llama3_8b", *FULL, "topology=v6e:8x8", "mesh.fsdp=64", "batch_size=64", "length=4096"],
 }
 
 
