@@ -40,7 +40,7 @@ def app(
       schema: the dataclass that `f` gets: its fields are the config's top-level keys. For `hydra/launcher=vmap` it
         has `members()`, see `adaptlab.study.sweep`.
       runs: `study -> how many runs its programs have`, of a study that spreads them over devices: for it a CPU is split
-        into as many as it has cores. None leaves a CPU one device.
+        into as many as it has cores, see `fewest_runs`. None leaves a CPU one device.
 
     What `f` returns is the job's value to a sweeper that optimises, such as Optuna's: smaller is better.
 
@@ -68,6 +68,7 @@ def app(
         def task(node: dict[str, Any], folder: Path) -> Any:
             from adaptlab import report  # heavy: not for --help
             from adaptlab.study.devices import cpu_devices
+            from adaptlab.study.lab import shares_labs
 
             runtime.configure()
             folders.join_job(node)
@@ -77,7 +78,8 @@ def app(
                 if (done := folders.outcome(folder, node)) is not None:
                     log.info("%s has finished before", folder)
                     return done["value"]
-                if runs is not None and hosts.count() == 1:  # before anything asks JAX for its devices
+                alone = hosts.count() == 1 and not shares_labs()
+                if runs is not None and alone:  # before anything asks JAX for its devices
                     runtime.split_cpu(cpu_devices(runs(schema(**node))))
                 surroundings = report.surroundings() | {"mesh": node.get("mesh")}
                 for change in folders.open_folder(folder, node, surroundings):

@@ -23,6 +23,7 @@ __all__ = [
     "open_lab",
     "origin",
     "pipeline_of",
+    "shares_labs",
     "sharing",
     "trained_on",
 ]
@@ -222,6 +223,11 @@ def sharing(labs: Iterable[tuple[Mapping[str, Any], Lab]]) -> Iterator[None]:
         yield
     finally:
         _SHARED.reset(token)
+
+
+def shares_labs() -> bool:
+    """Whether this is a job of a sweep whose labs are shared: the sweep has chosen the devices."""
+    return bool(_SHARED.get())
 
 
 def load_lab(settings: Mapping[str, Any]) -> Lab:

@@ -48,6 +48,7 @@ def test_a_sweep_says_how_many_jobs_are_how_many_programs_and_why(whole: tuple[P
     assert "by vmap" in output
     assert "by map" in output
     assert f"spread over {min(os.cpu_count() or 1, 8)} cpu devices" in output or os.cpu_count() == 1
+    assert "WARNING" not in output  # its jobs do not choose devices again
 
 
 def test_every_member_is_a_run_of_its_own_and_the_sweep_has_one_report(whole: tuple[Path, str]):
