@@ -16,6 +16,7 @@ __all__ = ["Found", "search"]
 _ROUNDS = (4, 6, 10)  # evaluations in each round; then a quarter of the members goes on
 _LEAST = 16  # members that are refined to the end
 _END = 400
+_ROUNDING = 1e-12  # of an objective
 
 
 class Found(NamedTuple):
@@ -72,9 +73,13 @@ def _best(form: Form, theta: np.ndarray, objective: np.ndarray, converged: np.nd
             f"{form.name} has no finite value at any start that was tried. Give starts where it has one, as a grid "
             f"{{parameter: values}}; in log space the law must be positive at every point."
         )
+    # Starts that end at the same minimum differ by rounding, and the lowest may be the one that got stuck in it.
+    same = objective <= objective[0] + _ROUNDING * abs(objective[0])
+    best = int(np.argmax(same & converged))
     near = 1e-6 * abs(objective[0])
     apart = np.flatnonzero(np.diff(objective) > near) + 1
     others = theta[apart[np.isfinite(objective[apart])]][:8]
     return Found(
-        theta[0], float(objective[0]), bool(converged[0]), float(np.mean(objective <= objective[0] + near)), others
+        *(theta[best], float(objective[best]), bool(converged[best])),
+        *(float(np.mean(objective <= objective[0] + near)), others),
     )

@@ -132,7 +132,8 @@ def test_training_leaves_the_base_as_it_was(case: Case, program: Program):
 
 
 def test_many_deltas_at_once_are_each_alone(case: Case, delta: Any, value_and_gradient: Any):
-    deltas = [scattered(delta, seed, scale=0.1) for seed in range(3)]
+    # At .1 a chain comes to where the gradient magnifies rounding fifty times, on some CPUs to more than 1e-5.
+    deltas = [scattered(delta, seed, scale=0.05) for seed in range(3)]
     batches = [case.row.batch(seed) for seed in range(3)]
     stack = lambda *x: jnp.stack(x)  # noqa: E731
     stacked = jax.tree.map(stack, *deltas), case.base, jax.tree.map(stack, *batches)
