@@ -75,7 +75,7 @@ class Study:
         """Every arm at each of its sizes: `{"lora_r8": recipe}`, with its "family" and its "rank" or "dim"."""
         found = {}
         for family, change in self.arms.items():
-            sizes = change.get("sizes", self.ranks)
+            sizes, said = change.get("sizes", self.ranks), f"arms.{family}.sizes" if "sizes" in change else "ranks"
             change = {part: value for part, value in change.items() if part != "sizes"}
             arm = al.config.merge({"adapt": self.adapt, "optim": self.optim}, change, f"arms.{family}")
             arm |= {"learning_rates": [m * arm["optim"]["lr"] for m in self.multiples], "family": family}
@@ -83,6 +83,8 @@ class Study:
             if kind is None:
                 found[family] = arm
                 continue
+            if not sizes or min(sizes) < 1:
+                raise al.config.ConfigError(f"{said}={list(sizes)}: give at least one size, and none below 1.")
             for size in sizes:
                 adapt = arm["adapt"] | {kind: max(sizes), f"effective_{kind}": float(size)}
                 found[f"{family}_{kind[0]}{size}"] = arm | {"adapt": adapt, kind: size}

@@ -48,11 +48,17 @@ class Member(NamedTuple):
 
 
 def members(methods: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> list[Member]:
-    """Return the runs of methods × learning rates × seeds, those that share a program in a row."""
+    """Return the runs of methods × learning rates × seeds, those that share a program in a row.
+
+    Raises:
+      ConfigError: two runs of one name, or a learning rate below 0.
+    """
     found, seeds = [], list(seeds)
     for name, method in methods.items():
         skeleton, numbers = config.split({part: method.get(part) for part in PARTS})
         rates = method.get("learning_rates") or [numbers["optim.lr"]]
+        if wrong := [lr for lr in rates if not lr >= 0]:
+            raise config.ConfigError(f"{name}: optim.lr={wrong[0]} is not a learning rate: it is at least 0.")
         for lr in rates:
             found += [Member(name, float(lr), seed, skeleton, numbers | {"optim.lr": float(lr)}) for seed in seeds]
     if len({member.name for member in found}) < len(found):

@@ -109,3 +109,17 @@ def test_runs_are_spread_over_as_many_devices_as_the_smallest_program_has_runs(s
     assert fewest_runs(Study(**node | {"seeds": [0, 1, 2]})) == 3
     del node["arms"]["full"]
     assert fewest_runs(Study(**node)) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ranks=[0,4]", r"ranks=\[0, 4\]: give at least one size, and none below 1"),
+        ("arms.rslora.sizes=[]", r"arms.rslora.sizes=\[\]: give at least one"),
+        ("optim.lr=-0.001", "optim.lr=-0.0001 is not a learning rate"),
+    ],
+)
+def test_what_would_train_nothing_or_uphill_is_refused_before_anything_loads(override: str, message: str):
+    node = config.compose("low_rank", [override])
+    with pytest.raises(config.ConfigError, match=message):
+        Study(**{key: value for key, value in node.items() if key in Study.__dataclass_fields__}).members()
