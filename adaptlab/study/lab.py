@@ -190,7 +190,7 @@ def apart(lab: Lab) -> list[Lab]:
     """Return the lab once for each part of its mesh's `replica` axis, on that part's devices alone.
 
     What is not one program over all of them runs on each by a thread of its own. In a job of many processes, of which
-    none has all devices, it stays one lab. The base is opened anew, but where it is there already.
+    none has all devices, it stays one lab. Each part opens the base for itself.
     """
     mesh = lab.placement.mesh
     if mesh.shape["replica"] == 1 or hosts.count() > 1:
