@@ -18,7 +18,9 @@ the error of its largest node from the largest eigenvalue: a run that loses orth
 the loosest setting of its own whose error is at most 1e-4, found before the clock starts: adaptlab's and SciPy's
 tolerance, PyHessian's, and the number of steps of hessian-eigenthings, which has no stopping rule.
 
-`--torch` names a Python with `torch transformers pyhessian hessian-eigenthings curvlinops-for-pytorch`. Two host
+`--torch` names a Python with `torch transformers pyhessian hessian-eigenthings curvlinops-for-pytorch`, which is helped
+on an AMD processor (`mkl.py`). Before its turn each side waits and is then called untimed for a moment: threads of the
+side before still spin, and cores that have slept are slow. Two host
 devices with the batch split over them: `XLA_FLAGS=--xla_force_host_platform_device_count=2`. Ratios are of the seconds
 of one round, the other's over adaptlab's: above 1, adaptlab is faster. A call of another side that takes longer than
 `--cap` is ended; its ratio is then a lower bound.
@@ -57,7 +59,8 @@ BERT = models.BertShape(30522, width=384, depth=6, heads=12, ffn_width=1536, con
 DENSITY = {"mlp": {"probes": 2, "steps": 100}, "bert": {"probes": 2, "steps": 10}}
 SIDES = ("pyhessian", "hessian-eigenthings", "curvlinops")
 GOAL = 1e-4
-PAUSE = 0.5  # seconds before each call: the threads of the side before spin for a while when they are done
+PAUSE = 0.5  # seconds before each side's turn: the threads of the one before spin for a while when they are done
+WAKE = 0.2  # seconds of calls that are not timed after it: cores that have slept are slow at first
 TOLERANCES = [x * 10.0**-i for i in range(1, 7) for x in (1.0, 0.3)]
 STEPS = [4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96]
 
@@ -183,6 +186,9 @@ def run(task: str, sides: dict[str, Ask], settings: dict[str, dict[str, Any]], r
         order = [side for side in sides if errors.get(side, 0) is not None]
         for side in order[turn % len(order) :] + order[: turn % len(order)]:
             time.sleep(PAUSE)
+            begun = time.perf_counter()
+            while turn > 0 and time.perf_counter() - begun < WAKE:
+                sides[side](name, **settings[side])
             spent, found = sides[side](name, **settings[side])
             if turn == 0:
                 first[side], errors[side] = spent, None if found is OVER else judge(found)

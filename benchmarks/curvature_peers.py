@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from benchmarks.mkl import rivals_environment
+
 __all__ = ["OVER", "Ask", "capped", "first_call"]
 
 OVER = "over the cap"
@@ -30,7 +32,9 @@ def capped(python: str, side: str, options: dict[str, Any], cap: float, stack: E
 
     def start() -> subprocess.Popen[str]:
         command = [python, "-W", "ignore", path, json.dumps(options | {"side": side})]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=rivals_environment()
+        )
         running.append(process)
         assert process.stdout is not None
         if not (ready := process.stdout.readline()).startswith("ready"):

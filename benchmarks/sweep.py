@@ -13,9 +13,9 @@ All sides train and measure the same batches in the same order, in float32. For 
 written to a file beforehand, which is not timed, nor does it save, checkpoint or report anything but its curves:
 adaptlab's sides do all of that within their time. Sides take turns, and each round begins with another. Compiled
 programs are in their caches (a run of each side that is not timed sees to that), or with `--cold` each side compiles
-anew into an empty one. A ratio is the side's wall time over that of `vmap` in the same round: above 1, `vmap` is
-faster. CPU seconds are those of the process, all threads together. At the end the last target losses of all runs are
-compared, run by run.
+anew into an empty one. On an AMD processor torch is helped (`mkl.py`). A ratio is the side's wall time over that of
+`vmap` in the same round: above 1, `vmap` is faster. CPU seconds are those of the process, all threads together. At the
+end the last target losses of all runs are compared, run by run.
 """
 
 import argparse
@@ -42,6 +42,7 @@ from adaptlab.models import LlamaShape
 from adaptlab.models.llama_family import LLAMA
 from adaptlab.rng import key_for
 from adaptlab.study.lab import open_lab
+from benchmarks.mkl import rivals_environment
 from experiments.lr_schedule import Study
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
@@ -113,7 +114,10 @@ def torch_loop(python: str, options: dict[str, Any]) -> Side:
         out = folder / "results.json"
         command = [python, str(ROOT / "benchmarks" / "torch_sweep.py")]
         command += [json.dumps(options | {"runs": grid(runs), "out": str(out)})]
-        environment = {"TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"), "GLIBC_TUNABLES": TUNABLES}
+        environment = rivals_environment() | {
+            "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
+            "GLIBC_TUNABLES": TUNABLES,
+        }
         seconds = timed(command, environment, folder.with_suffix(".log"))
         results = json.loads(out.read_text())["results"]
         return Timing(*seconds, {(r["lr"], r["seed"]): r["target_loss"] for r in results})

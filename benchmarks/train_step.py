@@ -45,6 +45,7 @@ from rich.table import Table
 from adaptlab import adapt, models, optim, train, tree
 from adaptlab.data import Batch, LabelledBatch
 from benchmarks import handwritten
+from benchmarks.mkl import rivals_environment
 
 RANK, ALPHA, LR, CLASSES = 8, 16.0, 1e-4, 5
 WIDTH: dict[str, Any] = {"width": 384, "depth": 6, "ffn_width": 1536}
@@ -155,7 +156,11 @@ def worker(python: str, script: str, options: dict[str, Any], stack: ExitStack) 
     """A process of its own that steps when it is told to, and ends with the stack."""
     path = str(Path(__file__).with_name(script))
     process = subprocess.Popen(
-        [python, path, json.dumps(options)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [python, path, json.dumps(options)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=rivals_environment(),
     )
     stack.callback(process.kill)
     assert process.stdin is not None
