@@ -95,6 +95,8 @@ def main(study: Study, folder: Path) -> float:
     """Search; train the finalists again; report. With a seed, run the one configuration."""
     if study.seed is not None:
         return one_run(study, folder)
+    if study.finalists < 1:
+        raise al.config.ConfigError(f"finalists={study.finalists}: at least one configuration is trained again.")
     if study.search_seed in study.final_seeds:
         raise al.config.ConfigError(f"final_seeds={study.final_seeds} has the seed that selects, {study.search_seed}.")
 

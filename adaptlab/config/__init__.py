@@ -6,13 +6,32 @@ defaults of the signatures, so that what is recorded is what ran.
 
 from adaptlab.config.app import compose, conf_dir, main, register_resolver, to_yaml
 from adaptlab.config.build import config_hash, fill, instantiate, merge, split
-from adaptlab.config.check import GIVEN, ConfigError, Given, Traced, nearest, validate
+from adaptlab.config.check import (
+    GIVEN,
+    BelowOne,
+    ConfigError,
+    Count,
+    Given,
+    Interval,
+    NonNegative,
+    Positive,
+    Share,
+    Traced,
+    nearest,
+    validate,
+)
 from adaptlab.config.texts import quoted
 
 __all__ = [
     "GIVEN",
+    "BelowOne",
     "ConfigError",
+    "Count",
     "Given",
+    "Interval",
+    "NonNegative",
+    "Positive",
+    "Share",
     "Traced",
     "compose",
     "conf_dir",

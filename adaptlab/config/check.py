@@ -8,14 +8,20 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 __all__ = [
     "GIVEN",
     "TRACED",
+    "BelowOne",
     "ConfigError",
+    "Count",
     "Given",
+    "Interval",
     "Node",
+    "NonNegative",
+    "Positive",
+    "Share",
     "Traced",
     "is_call",
     "join",
@@ -35,6 +41,29 @@ Traced = Annotated[Any, TRACED]
 
 `Sequence[Traced]` is a parameter of several such numbers. How many there are is static.
 """
+
+
+class Interval(NamedTuple):
+    """Marks a factory's parameter as a number that lies in an interval; `ends` says which of its ends belong to it."""
+
+    low: float
+    high: float = float("inf")
+    ends: str = "[]"
+
+    def holds(self, x: float) -> bool:
+        """Whether a number lies in it; NaN lies in none."""
+        above = self.low <= x if self.ends[0] == "[" else self.low < x
+        return above and (x <= self.high if self.ends[1] == "]" else x < self.high)
+
+    def __str__(self) -> str:
+        return f"{self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
+
+
+NonNegative = Annotated[Any, TRACED, Interval(0, ends="[)")]
+Positive = Annotated[Any, TRACED, Interval(0, ends="()")]
+Share = Annotated[Any, TRACED, Interval(0, 1)]
+BelowOne = Annotated[Any, TRACED, Interval(0, 1, "[)")]
+Count = Annotated[int, Interval(1, ends="[)")]
 
 Given = Annotated[Any, GIVEN]
 """Marks a factory's parameter as one that the program passes to `instantiate`, such as the number of steps."""
@@ -121,7 +150,8 @@ def validate(node: Any, path: str = "", schema: Callable[..., Any] | None = None
       The same config with every defaulted parameter written out.
 
     Raises:
-      ConfigError: an unknown, missing or mistyped key; names the path, the value, the choices and the nearest name.
+      ConfigError: an unknown, missing or mistyped key, or a number out of its interval; names the path, the value, the
+        choices and the nearest name.
     """
     if isinstance(node, Mapping):
         factory = locate(node["_target_"], path) if "_target_" in node else schema
@@ -188,9 +218,18 @@ def _check_type(value: Any, parameter: inspect.Parameter, path: str, title: str)
         if hint not in (int, float, str, bool):
             return
     elif is_bearable(value, hint) or is_bearable(_floats(value), hint):
-        return
+        return _check_interval(value, parameter, path, title)
     expected = getattr(hint, "__name__", None) if isinstance(hint, type) else str(hint).replace("typing.", "")
     raise ConfigError(f"{path}={value!r}: {title} expects {expected}, not {type(value).__name__}.")
+
+
+def _check_interval(value: Any, parameter: inspect.Parameter, path: str, title: str) -> None:
+    if not isinstance(value, int | float):
+        return
+    for hint in _alternatives(parameter.annotation):
+        for interval in (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Interval)):
+            if not interval.holds(value):
+                raise ConfigError(f"{path}={value!r}: {title} expects a number in {interval}.")
 
 
 def _floats(value: Any) -> Any:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from adaptlab import tree
-from adaptlab.config import GIVEN, Traced
+from adaptlab.config import GIVEN, BelowOne, NonNegative, Share
 from adaptlab.models.intermediates import recorded
 from adaptlab.models.model import Model
 from adaptlab.models.moe import load_balancing_loss, router_z_loss
@@ -58,11 +58,11 @@ def _parts(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array,
 def language_modelling(
     model: Annotated[Model, GIVEN],
     *,
-    dropout: Traced | None = None,
-    label_noise: Traced | None = None,
-    label_smoothing: Traced | None = None,
-    balance: Traced | None = None,
-    router_z: Traced | None = None,
+    dropout: BelowOne | None = None,
+    label_noise: Share | None = None,
+    label_smoothing: Share | None = None,
+    balance: NonNegative | None = None,
+    router_z: NonNegative | None = None,
 ) -> Any:
     """Return `loss(params, batch, key) -> Mean`: next-token cross-entropy over the tokens that count.
 
@@ -110,9 +110,9 @@ def _routing(found: Any, batch: Any, balance: Any, z: Any) -> jax.Array:
 def classification(
     model: Annotated[Model, GIVEN],
     *,
-    dropout: Traced | None = None,
-    label_noise: Traced | None = None,
-    label_smoothing: Traced | None = None,
+    dropout: BelowOne | None = None,
+    label_noise: Share | None = None,
+    label_smoothing: Share | None = None,
 ) -> Any:
     """Return `loss(params, batch, key) -> Mean`: cross-entropy over the texts that count.
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from adaptlab.config import GIVEN, Traced
+from adaptlab.config import GIVEN, BelowOne, NonNegative, Positive, Traced
 from adaptlab.optim.assemble import assemble
 from adaptlab.optim.groups import Groups, bias_corrected
 from adaptlab.optim.schedules import Schedule
@@ -15,19 +15,19 @@ __all__ = ["adafactor"]
 
 
 def adafactor(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     schedule: Schedule | None = None,
     decay_rate: Traced = 0.8,
-    threshold: Traced = 1.0,
+    threshold: Positive = 1.0,
     scale_parameters: bool = True,
-    momentum: Traced | None = None,
-    eps: Traced = 1e-30,
-    min_scale: Traced = 1e-3,
+    momentum: BelowOne | None = None,
+    eps: NonNegative = 1e-30,
+    min_scale: NonNegative = 1e-3,
     min_size_to_factor: int = 128,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
     """Adafactor (arXiv:1804.04235, alg. 4 and 5).
@@ -94,7 +94,7 @@ def _block_rms(x: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.mean(x * x, axis=(-2, -1) if x.ndim > 2 else None, keepdims=True))
 
 
-def _clip_by_block_rms(threshold: Traced) -> optax.GradientTransformation:
+def _clip_by_block_rms(threshold: Positive) -> optax.GradientTransformation:
     return optax.stateless(
         lambda updates, params: jax.tree.map(lambda u: u / jnp.maximum(1.0, _block_rms(u) / threshold), updates)
     )

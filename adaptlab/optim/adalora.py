@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from adaptlab import tree
-from adaptlab.config import GIVEN, Traced
+from adaptlab.config import GIVEN, BelowOne, NonNegative, Positive, Share, Traced
 from adaptlab.optim.groups import Groups
 from adaptlab.optim.optimisers import adamw
 from adaptlab.optim.schedules import Schedule
@@ -36,21 +36,21 @@ class RankState(NamedTuple):
 
 
 def adalora(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     target_rank: Traced = 8.0,
-    warmup: Traced = 0.1,
-    final: Traced = 0.3,
+    warmup: Share = 0.1,
+    final: NonNegative = 0.3,
     every: Traced = 10.0,
-    importance_b1: Traced = 0.85,
-    importance_b2: Traced = 0.85,
+    importance_b1: BelowOne = 0.85,
+    importance_b2: BelowOne = 0.85,
     schedule: Schedule | None = None,
-    b1: Traced = 0.9,
-    b2: Traced = 0.999,
-    eps: Traced = 1e-8,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
     """AdamW with AdaLoRA's rank allocation behind it: `allocate_ranks(adamw(…))`, for the adaptation `adalora`.
@@ -99,11 +99,11 @@ def allocate_ranks(
     *,
     total_steps: int,
     target_rank: Traced,
-    warmup: Traced = 0.1,
-    final: Traced = 0.3,
+    warmup: Share = 0.1,
+    final: NonNegative = 0.3,
     every: Traced = 10.0,
-    b1: Traced = 0.85,
-    b2: Traced = 0.85,
+    b1: BelowOne = 0.85,
+    b2: BelowOne = 0.85,
 ) -> optax.GradientTransformation:
     """Set λ of the least important triples to zero after the updates of an optimiser (arXiv:2303.10512, alg. 1).
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from adaptlab.config import Traced
+from adaptlab.config import NonNegative, Positive, Share, Traced
 from adaptlab.optim.schedules import Schedule, as_float, between, counted, half_cosine, near_whole, updates, warm_up
 
 __all__ = [
@@ -27,7 +27,7 @@ Annealing = Literal["linear", "cosine"]
 Rise = Literal["linear", "exponential"]
 
 
-def slanted_triangular(*, cut: Traced = 0.1, ratio: Traced = 32.0) -> Schedule:
+def slanted_triangular(*, cut: Share = 0.1, ratio: Traced = 32.0) -> Schedule:
     """The slanted triangle of ULMFiT (arXiv:1801.06146, eq. 3): (1 + p (ratio - 1)) / ratio.
 
     p rises from 0 to 1 over the first ⌊cut · T⌋ of all T updates and falls to 0 at T. (The paper's line falls below 0
@@ -47,7 +47,12 @@ def slanted_triangular(*, cut: Traced = 0.1, ratio: Traced = 32.0) -> Schedule:
 
 
 def cyclic(
-    *, up: Traced = 50.0, down: Traced = 50.0, initial: Traced = 0.1, mode: Mode = "triangular", decay: Traced = 0.5
+    *,
+    up: Positive = 50.0,
+    down: Positive = 50.0,
+    initial: NonNegative = 0.1,
+    mode: Mode = "triangular",
+    decay: Traced = 0.5,
 ) -> Schedule:
     """Cyclical learning rates (arXiv:1506.01186, section 3): initial + (1 - initial) a(t), where a is a triangle wave.
 
@@ -69,8 +74,8 @@ def cyclic(
 
 def cyclic_momentum(
     *,
-    up: Traced = 50.0,
-    down: Traced = 50.0,
+    up: Positive = 50.0,
+    down: Positive = 50.0,
     low: Traced = 0.8,
     high: Traced = 0.9,
     mode: Mode = "triangular",
@@ -81,7 +86,7 @@ def cyclic_momentum(
     return lambda step, total: between(high, low, height(step))
 
 
-def _waves(up: Traced, down: Traced, mode: str, decay: Traced) -> Any:
+def _waves(up: Positive, down: Positive, mode: str, decay: Traced) -> Any:
     if mode not in get_args(Mode):
         raise ValueError(f"cyclic: mode={mode!r} is not one of {list(get_args(Mode))}.")
 
@@ -99,9 +104,9 @@ def _waves(up: Traced, down: Traced, mode: str, decay: Traced) -> Any:
 
 def one_cycle(
     *,
-    warmup: Traced = 0.3,
-    initial: Traced = 1 / 25,
-    final: Traced = 4e-6,
+    warmup: Share = 0.3,
+    initial: NonNegative = 1 / 25,
+    final: NonNegative = 4e-6,
     annealing: Annealing = "cosine",
     three_phase: bool = False,
 ) -> Schedule:
@@ -132,7 +137,7 @@ def one_cycle(
 
 def one_cycle_momentum(
     *,
-    warmup: Traced = 0.3,
+    warmup: Share = 0.3,
     low: Traced = 0.85,
     high: Traced = 0.95,
     annealing: Annealing = "cosine",
@@ -143,7 +148,7 @@ def one_cycle_momentum(
     return lambda step, total: between(high, low, hill(step, total)[0])
 
 
-def _hill(warmup: Traced, annealing: str, three_phase: bool) -> Any:
+def _hill(warmup: Share, annealing: str, three_phase: bool) -> Any:
     """The height, 0 to 1 and back to 0; what is left of the last of three phases, 1 to 0; whether the peak is over."""
     if annealing not in get_args(Annealing):
         raise ValueError(f"one_cycle: annealing={annealing!r} is not one of {list(get_args(Annealing))}.")
@@ -164,10 +169,10 @@ def _hill(warmup: Traced, annealing: str, three_phase: bool) -> Any:
 
 def cosine_restarts(
     *,
-    period: Traced = 100.0,
+    period: Positive = 100.0,
     growth: Traced = 1.0,
-    warmup: Traced = 0.0,
-    final: Traced = 0.0,
+    warmup: Share = 0.0,
+    final: NonNegative = 0.0,
     offset: Traced = 0.0,
 ) -> Schedule:
     """Half cosines from 1 towards `final` that jump back to 1: SGDR (arXiv:1608.03983, eq. 5).
@@ -204,7 +209,7 @@ def _in_cycle(t: jax.Array, period: jax.Array, growth: jax.Array) -> tuple[jax.A
     return since, jnp.where(constant, period, period * m**k)
 
 
-def range_test(*, initial: Traced = 1e-5, rise: Rise = "exponential") -> Schedule:
+def range_test(*, initial: NonNegative = 1e-5, rise: Rise = "exponential") -> Schedule:
     """The learning-rate range test (arXiv:1506.01186, section 3.3): from `initial` at update 0 to 1 at the last.
 
     The loss against the rising rate shows the largest rate that still trains.

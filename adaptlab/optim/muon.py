@@ -8,7 +8,7 @@ import optax
 from optax import contrib
 
 from adaptlab import tree
-from adaptlab.config import GIVEN, Traced
+from adaptlab.config import GIVEN, BelowOne, NonNegative, Positive, Traced
 from adaptlab.optim.assemble import assemble, momentum_core
 from adaptlab.optim.groups import Groups, bias_corrected
 from adaptlab.optim.schedules import Schedule
@@ -19,21 +19,21 @@ Make = Callable[[Groups | None], optax.GradientTransformation]
 
 
 def muon(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     schedule: Schedule | None = None,
     select: str | Sequence[str] = "(?!head/)(.*/)?kernel(/[ab])?",
-    momentum: Traced = 0.95,
+    momentum: BelowOne = 0.95,
     nesterov: bool = True,
     iterations: int = 5,
     rms: Traced | None = 0.2,
-    adam_lr: Traced = 1.0,
-    b1: Traced = 0.9,
-    b2: Traced = 0.999,
-    eps: Traced = 1e-8,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    adam_lr: NonNegative = 1.0,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     momentum_schedule: Schedule | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
@@ -66,7 +66,7 @@ def muon(
       ValueError: when the state is made, if a pattern matches nothing or a selected array is no matrix.
     """
 
-    def orthogonal(momentum: Traced) -> optax.GradientTransformation:
+    def orthogonal(momentum: BelowOne) -> optax.GradientTransformation:
         return optax.chain(
             contrib.scale_by_muon(
                 ns_steps=iterations, beta=momentum, nesterov=nesterov, weight_dimension_numbers=_last_two_axes

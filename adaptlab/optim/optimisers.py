@@ -7,7 +7,7 @@ from typing import Annotated
 
 import optax
 
-from adaptlab.config import GIVEN, Traced
+from adaptlab.config import GIVEN, BelowOne, NonNegative, Positive
 from adaptlab.optim.assemble import assemble, momentum_core
 from adaptlab.optim.groups import Groups
 from adaptlab.optim.schedules import Schedule
@@ -16,15 +16,15 @@ __all__ = ["adamw", "lion", "sgd"]
 
 
 def adamw(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     schedule: Schedule | None = None,
-    b1: Traced = 0.9,
-    b2: Traced = 0.999,
-    eps: Traced = 1e-8,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.999,
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     momentum_schedule: Schedule | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
@@ -44,7 +44,7 @@ def adamw(
       groups: the parameter groups; by default one.
     """
 
-    def make(b1: Traced) -> optax.GradientTransformation:
+    def make(b1: BelowOne) -> optax.GradientTransformation:
         return optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
 
     core = momentum_core(make, b1, momentum_schedule, groups=groups, total_steps=total_steps)
@@ -54,14 +54,14 @@ def adamw(
 
 
 def sgd(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     schedule: Schedule | None = None,
-    momentum: Traced = 0.0,
+    momentum: BelowOne = 0.0,
     nesterov: bool = False,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     momentum_schedule: Schedule | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
@@ -79,7 +79,7 @@ def sgd(
       groups: the parameter groups.
     """
 
-    def make(momentum: Traced) -> optax.GradientTransformation:
+    def make(momentum: BelowOne) -> optax.GradientTransformation:
         return optax.trace(decay=momentum, nesterov=nesterov)
 
     core = momentum_core(make, momentum, momentum_schedule, groups=groups, total_steps=total_steps)
@@ -89,14 +89,14 @@ def sgd(
 
 
 def lion(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     schedule: Schedule | None = None,
-    b1: Traced = 0.9,
-    b2: Traced = 0.99,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.99,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     momentum_schedule: Schedule | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
@@ -117,7 +117,7 @@ def lion(
       groups: the parameter groups.
     """
 
-    def make(b1: Traced) -> optax.GradientTransformation:
+    def make(b1: BelowOne) -> optax.GradientTransformation:
         return optax.scale_by_lion(b1=b1, b2=b2)
 
     core = momentum_core(make, b1, momentum_schedule, groups=groups, total_steps=total_steps)

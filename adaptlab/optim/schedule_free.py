@@ -7,7 +7,7 @@ import jax
 import optax
 from optax import contrib
 
-from adaptlab.config import GIVEN, Traced
+from adaptlab.config import GIVEN, BelowOne, NonNegative, Positive, Traced
 from adaptlab.optim.assemble import assemble, scheduled_lr
 from adaptlab.optim.groups import Groups, bias_corrected
 from adaptlab.optim.schedules import Schedule
@@ -16,16 +16,16 @@ __all__ = ["averages", "eval_params", "schedule_free_adamw", "schedule_free_sgd"
 
 
 def schedule_free_adamw(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     schedule: Schedule | None = None,
-    b1: Traced = 0.9,
-    b2: Traced = 0.999,
-    eps: Traced = 1e-8,
+    b1: BelowOne = 0.9,
+    b2: BelowOne = 0.999,
+    eps: NonNegative = 1e-8,
     power: Traced = 2.0,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
     """Schedule-free AdamW (arXiv:2405.15682, alg. 1): see `schedule_free_sgd`, with Adam's second moment in the step.
@@ -57,14 +57,14 @@ def schedule_free_adamw(
 
 
 def schedule_free_sgd(
-    lr: Traced,
+    lr: NonNegative,
     *,
     total_steps: Annotated[int, GIVEN],
     schedule: Schedule | None = None,
-    b1: Traced = 0.9,
+    b1: BelowOne = 0.9,
     power: Traced = 2.0,
-    weight_decay: Traced = 0.0,
-    clip: Traced | None = None,
+    weight_decay: NonNegative = 0.0,
+    clip: Positive | None = None,
     groups: Groups | None = None,
 ) -> optax.GradientTransformation:
     """Schedule-free SGD (arXiv:2405.15682, eq. 3 to 5), whose parameters are y and whose evaluation is at x.
@@ -121,7 +121,7 @@ def _is_averaged(state: Any) -> bool:
     return isinstance(state, contrib.ScheduleFreeState)
 
 
-def _averaged(rate: Callable[[Any], jax.Array], b1: Traced, power: Traced) -> Callable[..., Any]:
+def _averaged(rate: Callable[[Any], jax.Array], b1: BelowOne, power: Traced) -> Callable[..., Any]:
     def average(tail: optax.GradientTransformation) -> optax.GradientTransformation:
         # Optax counts these updates from 1, all others from 0.
         return contrib.schedule_free(tail, lambda count: rate(count - 1), b1=b1, weight_lr_power=power)

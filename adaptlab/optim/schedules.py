@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from adaptlab.config import Traced
+from adaptlab.config import NonNegative, Positive, Share, Traced
 
 __all__ = [
     "Schedule",
@@ -36,17 +36,17 @@ Schedule = Callable[[jax.Array, int], jax.Array]
 Shape = Literal["linear", "cosine", "1-sqrt", "square", "exponential"]
 
 
-def constant(*, warmup: Traced = 0.0, initial: Traced = 0.0, offset: Traced = 1.0) -> Schedule:
+def constant(*, warmup: Share = 0.0, initial: NonNegative = 0.0, offset: Traced = 1.0) -> Schedule:
     """Linear warm-up from `initial` to 1 over the fraction `warmup` of all updates, then 1."""
     return lambda step, total: warm_up(counted(step, offset), updates(warmup, total), initial)
 
 
-def linear(*, warmup: Traced = 0.1, final: Traced = 0.0, offset: Traced = 1.0) -> Schedule:
+def linear(*, warmup: Share = 0.1, final: NonNegative = 0.0, offset: Traced = 1.0) -> Schedule:
     """Linear warm-up over the fraction `warmup`, then a straight line from 1 to `final` at the last update."""
     return polynomial(power=1.0, warmup=warmup, final=final, offset=offset)
 
 
-def polynomial(*, power: Traced = 2.0, warmup: Traced = 0.1, final: Traced = 0.0, offset: Traced = 1.0) -> Schedule:
+def polynomial(*, power: Traced = 2.0, warmup: Share = 0.1, final: NonNegative = 0.0, offset: Traced = 1.0) -> Schedule:
     """Linear warm-up, then final + (1 - final) (1 - p)^power, where p goes from 0 to 1 at the last update."""
 
     def decay(n: jax.Array, start: jax.Array, end: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ def polynomial(*, power: Traced = 2.0, warmup: Traced = 0.1, final: Traced = 0.0
     return _after_warm_up(warmup, offset, decay)
 
 
-def cosine(*, warmup: Traced = 0.1, final: Traced = 0.0, cycles: Traced = 0.5, offset: Traced = 1.0) -> Schedule:
+def cosine(*, warmup: Share = 0.1, final: NonNegative = 0.0, cycles: Traced = 0.5, offset: Traced = 1.0) -> Schedule:
     """Linear warm-up, then a cosine between 1 and `final`: final + (1 - final) (1 + cos 2π·cycles·p) / 2.
 
     Half a cycle is the usual decay (arXiv:1608.03983, eq. 5); 1.5 come back to 1 once. `cosine_restarts` jumps back.
@@ -71,7 +71,7 @@ def cosine(*, warmup: Traced = 0.1, final: Traced = 0.0, cycles: Traced = 0.5, o
     return _after_warm_up(warmup, offset, decay)
 
 
-def inverse_sqrt(*, warmup: Traced = 0.1, timescale: Traced | None = None, offset: Traced = 1.0) -> Schedule:
+def inverse_sqrt(*, warmup: Share = 0.1, timescale: Positive | None = None, offset: Traced = 1.0) -> Schedule:
     """Linear warm-up over the fraction `warmup`, then 1 / √(1 + (n - warm-up) / timescale) at update n.
 
     Args:
@@ -89,7 +89,7 @@ def inverse_sqrt(*, warmup: Traced = 0.1, timescale: Traced | None = None, offse
     return schedule
 
 
-def exponential(*, final: Traced = 0.01, warmup: Traced = 0.0, offset: Traced = 1.0) -> Schedule:
+def exponential(*, final: NonNegative = 0.01, warmup: Share = 0.0, offset: Traced = 1.0) -> Schedule:
     """Linear warm-up, then final^p, where p goes from 0 to 1 at the last update: the same factor at every update.
 
     `final` is positive. A factor γ per update is final = γ^(total_steps), and `final` holds more of its digits.
@@ -101,7 +101,7 @@ def exponential(*, final: Traced = 0.01, warmup: Traced = 0.0, offset: Traced = 
     return _after_warm_up(warmup, offset, decay)
 
 
-def step_decay(*, at: Sequence[Any] = (0.5, 0.75), factor: Traced = 0.1, warmup: Traced = 0.0) -> Schedule:
+def step_decay(*, at: Sequence[Any] = (0.5, 0.75), factor: Traced = 0.1, warmup: Share = 0.0) -> Schedule:
     """Linear warm-up, then 1, times `factor` from each of the updates `at` on (fractions of all updates)."""
 
     def schedule(step: jax.Array, total: int) -> jax.Array:
@@ -113,11 +113,11 @@ def step_decay(*, at: Sequence[Any] = (0.5, 0.75), factor: Traced = 0.1, warmup:
 
 def wsd(
     *,
-    warmup: Traced = 0.05,
+    warmup: Share = 0.05,
     decay: Traced = 0.2,
     shape: Shape = "1-sqrt",
-    initial: Traced = 0.0,
-    final: Traced = 0.0,
+    initial: NonNegative = 0.0,
+    final: NonNegative = 0.0,
     offset: Traced = 1.0,
 ) -> Schedule:
     """Warm-up, stable, decay (arXiv:2404.06395, section 4): from `initial` to 1, then 1, then down to `final`.
@@ -166,7 +166,7 @@ def _falling(shape: Shape, left: jax.Array) -> jax.Array:
 
 
 def _after_warm_up(
-    warmup: Traced, offset: Traced, decay: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    warmup: Share, offset: Traced, decay: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 ) -> Schedule:
     """Warm up, then `decay(n, start, end)`, with n between them."""
 
@@ -197,7 +197,7 @@ def near_whole(amount: jax.Array, tolerance: Any) -> jax.Array:
     return jnp.where(jnp.abs(amount - whole) <= tolerance, whole, amount)
 
 
-def warm_up(n: jax.Array, length: jax.Array, initial: Traced = 0.0) -> jax.Array:
+def warm_up(n: jax.Array, length: jax.Array, initial: NonNegative = 0.0) -> jax.Array:
     """A straight line from `initial` at 0 to 1 at `length`, then 1; all 1 if there is no length."""
     part = jnp.clip(n / jnp.maximum(1.0, length), 0.0, 1.0)
     return jnp.where(length > 0.0, between(initial, 1.0, part), 1.0)

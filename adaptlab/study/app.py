@@ -69,8 +69,11 @@ def app(
             from adaptlab import report  # heavy: not for --help
             from adaptlab.study.devices import cpu_devices
             from adaptlab.study.lab import shares_labs
+            from adaptlab.study.members import check_runs
 
             runtime.configure()
+            study = schema(**node)
+            check_runs(study)
             folders.join_job(node)
             with ExitStack() as stack:
                 lock = folders.locked(folder)
@@ -80,14 +83,14 @@ def app(
                     return done["value"]
                 alone = hosts.count() == 1 and not shares_labs()
                 if runs is not None and alone:  # before anything asks JAX for its devices
-                    runtime.split_cpu(cpu_devices(runs(schema(**node))))
+                    runtime.split_cpu(cpu_devices(runs(study)))
                 surroundings = report.surroundings() | {"mesh": node.get("mesh")}
                 for change in folders.open_folder(folder, node, surroundings):
                     log.warning("Resumed, but what the numbers depend on has changed: %s", change)
                 (folder / "config.yaml").write_text(config.to_yaml(node))
                 stack.enter_context(preempt.noticing())
                 try:
-                    value = f(schema(**node), folder)
+                    value = f(study, folder)
                 except preempt.Preempted as told:
                     log.warning("%s; saved in %s: the same command goes on from there", told, hosts.shared(folder))
                     preempt.leave()

@@ -1,14 +1,14 @@
 """The members of a study: which runs it consists of, and their programs."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from adaptlab import config, models
 from adaptlab.shard import Placement
 from adaptlab.train import Program, make_program
 
-__all__ = ["PARTS", "Member", "members", "method_program"]
+__all__ = ["PARTS", "Member", "check_runs", "members", "method_program"]
 
 PARTS = ("adapt", "optim", "loss", "terms", "stopping", "watch", "carry")
 """What of a method its program is made of; see `Method`."""
@@ -51,19 +51,50 @@ def members(methods: Mapping[str, Mapping[str, Any]], seeds: Iterable[int]) -> l
     """Return the runs of methods × learning rates × seeds, those that share a program in a row.
 
     Raises:
-      ConfigError: two runs of one name, or a learning rate below 0.
+      ConfigError: no runs, two runs of one name, or a learning rate or a seed that is none.
     """
     found, seeds = [], list(seeds)
+    _check_seeds(seeds)
+    if not methods:
+        raise config.ConfigError("There are no runs, since there are no methods; give at least one.")
     for name, method in methods.items():
         skeleton, numbers = config.split({part: method.get(part) for part in PARTS})
-        rates = method.get("learning_rates") or [numbers["optim.lr"]]
+        rates = method.get("learning_rates")
+        rates = [numbers["optim.lr"]] if rates is None else rates
+        if not rates:
+            raise config.ConfigError(f"{name} has no learning rates; give at least one.")
         if wrong := [lr for lr in rates if not lr >= 0]:
             raise config.ConfigError(f"{name}: optim.lr={wrong[0]} is not a learning rate: it is at least 0.")
         for lr in rates:
             found += [Member(name, float(lr), seed, skeleton, numbers | {"optim.lr": float(lr)}) for seed in seeds]
     if len({member.name for member in found}) < len(found):
-        raise config.ConfigError(f"Seeds {seeds} or learning rates repeat: every run needs a name of its own.")
+        raise config.ConfigError("Two learning rates of a method are the same: every run needs a name of its own.")
     return found
+
+
+def check_runs(study: Any) -> None:
+    """Raise ConfigError for what is wrong with the runs of a study, as far as its config says: before anything loads.
+
+    Args:
+      study: may have `seeds`, `final_seeds`, `seed` or `search_seed` (None: no seed), and `members()`.
+    """
+    for key in ("seeds", "final_seeds"):
+        if hasattr(study, key):
+            _check_seeds(getattr(study, key), key)
+    for key in ("seed", "search_seed"):
+        if (seed := getattr(study, key, None)) is not None:
+            _check_seeds([seed], key)
+    if hasattr(study, "members"):
+        study.members()
+
+
+def _check_seeds(seeds: Sequence[int], key: str = "seeds") -> None:
+    if not seeds:
+        raise config.ConfigError(f"{key}=[]: there are no runs; give at least one seed.")
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise config.ConfigError(f"{key}: {wrong[0]} is not a seed: it is at least 0 and below 2^32.")
+    if len(set(seeds)) < len(seeds):
+        raise config.ConfigError(f"{key}={list(seeds)} has a seed twice: every run needs a name of its own.")
 
 
 def method_program(

@@ -103,8 +103,12 @@ def sample(space: Space, number: int, seed: int) -> list[Configuration]:
     adapt nothing, or put two adapters into one slot, are drawn again.
 
     Raises:
-      ConfigError: a name that is not in `SERIAL_AT`, or a space of too few configurations.
+      ConfigError: no choice, a name that is not in `SERIAL_AT`, or a space of too few configurations.
     """
+    if number < 1:
+        raise config.ConfigError(f"configurations={number}: at least one is drawn.")
+    if empty := [key for key, choices in space._asdict().items() if key != "layers" and not choices]:
+        raise config.ConfigError(f"space.{empty[0]} is empty: give at least one choice.")
     if unknown := sorted(set(space.serial_at) - SERIAL_AT.keys()):
         raise config.ConfigError(f"space.serial_at={unknown}: choose from {sorted(SERIAL_AT)}.")
     rng, found = np.random.default_rng(seed), {}

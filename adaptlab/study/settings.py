@@ -1,8 +1,9 @@
 """What a study's config may say: the schemas of its sections."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from adaptlab.config import Count, Interval
 from adaptlab.train import Duration
 
 __all__ = ["Base", "HeldOut", "Measured", "Method", "Probed", "Replication", "Training", "Wandb"]
@@ -72,8 +73,8 @@ class Replication(NamedTuple):
     """
 
     how: Literal["auto", "vmap", "map", "alone"] = "auto"
-    slots: int | None = None
-    memory_gib: float | None = None
+    slots: Count | None = None
+    memory_gib: Annotated[float, Interval(0, ends="()")] | None = None
 
 
 class Training(NamedTuple):
@@ -96,16 +97,16 @@ class Training(NamedTuple):
     """
 
     duration: Duration
-    batch_size: int = 4
-    length: int = 128
-    accumulate: int = 1
+    batch_size: Count = 4
+    length: Count = 128
+    accumulate: Count = 1
     moments: Literal["zero1", "host"] | None = None
     pipeline: Literal["1f1b", "gpipe"] | None = None
-    microbatches: int | None = None
-    measure_every: int = 4
-    save_every: int = 20
-    keep: int = 2
-    max_tokens: int | None = None
+    microbatches: Count | None = None
+    measure_every: Count = 4
+    save_every: Count = 20
+    keep: Annotated[int, Interval(2, ends="[)")] = 2
+    max_tokens: Count | None = None
 
 
 class HeldOut(NamedTuple):
@@ -119,8 +120,8 @@ class HeldOut(NamedTuple):
     """
 
     fraction: float = 0.1
-    tokens: int = 4096
-    batch_size: int = 8
+    tokens: Count = 4096
+    batch_size: Count = 8
     max_document_tokens: int | None = 512
 
 

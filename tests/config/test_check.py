@@ -59,6 +59,29 @@ def test_errors_name_the_path_the_value_and_the_nearest_choice(node: Any, messag
         validate(node)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "interval"),
+    [
+        ("count", 0, r"\[1, inf\)"),
+        ("rate", -1e-9, r"\[0, inf\)"),
+        ("rate", float("inf"), r"\[0, inf\)"),
+        ("rate", float("nan"), r"\[0, inf\)"),
+        ("clip", 0, r"\(0, inf\)"),
+        ("share", 1.01, r"\[0, 1\]"),
+        ("b1", 1.0, r"\[0, 1\)"),
+    ],
+)
+def test_a_number_out_of_its_interval_is_refused(key: str, value: float, interval: str):
+    with pytest.raises(ConfigError, match=rf"^a\.{key}={value!r}: .*bounded expects a number in {interval}\.$"):
+        validate({"a": call("bounded", **{key: value})})
+
+
+def test_numbers_in_their_intervals_and_null_pass():
+    inside = call("bounded", count=1, rate=0, clip=1e-9, share=1, b1=0.999)
+    assert validate(inside) == inside
+    assert validate(call("bounded", clip=None))["clip"] is None
+
+
 def test_paths_lead_through_lists_and_dicts():
     node = {"a": [{"b": call("thing", size=1)}, {"c": call("thing", size=1, inner={"d": call("thing")})}]}
     with pytest.raises(ConfigError, match=r"^a\[1\]\.c\.inner\.d\.size: .*needs 'size'"):

@@ -116,7 +116,8 @@ def test_runs_are_spread_over_as_many_devices_as_the_smallest_program_has_runs(s
     [
         ("ranks=[0,4]", r"ranks=\[0, 4\]: give at least one size, and none below 1"),
         ("arms.rslora.sizes=[]", r"arms.rslora.sizes=\[\]: give at least one"),
-        ("optim.lr=-0.001", "optim.lr=-0.0001 is not a learning rate"),
+        ("optim.lr=-0.001", r"optim.lr=-0.001: adaptlab.optim.adamw expects a number in \[0, inf\)"),
+        ("multiples=[1,-1]", "optim.lr=-0.001 is not a learning rate"),
     ],
 )
 def test_what_would_train_nothing_or_uphill_is_refused_before_anything_loads(override: str, message: str):

@@ -63,6 +63,10 @@ def test_a_space_of_too_few_configurations_is_refused():
     assert [describe(one) for one in sample(small, 1, 0)] == ["parallel 5"]
     with pytest.raises(config.ConfigError, match="configurations=2: the space seems to hold only 1"):
         sample(small, 2, 0)
+    with pytest.raises(config.ConfigError, match=r"space\.lr is empty"):
+        sample(small._replace(lr=[]), 1, 0)
+    with pytest.raises(config.ConfigError, match="configurations=0"):
+        sample(small, 0, 0)
 
 
 @pytest.mark.parametrize(
