@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
 from adaptlab.adapt.lora import Init, lora
-from adaptlab.adapt.matrices import count_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import EffectiveRank, count_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 
 __all__ = ["dora"]
@@ -19,7 +19,7 @@ def dora(
     rank: int = 8,
     *,
     alpha: Traced = 16.0,
-    effective_rank: Traced | None = None,
+    effective_rank: EffectiveRank | None = None,
     select: str | Sequence[str] = "layers/.*/kernel",
     detach_norm: bool = True,
     init_a: Init | None = None,

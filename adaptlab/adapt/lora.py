@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
-from adaptlab.adapt.matrices import count_ranks, keep_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import EffectiveRank, count_ranks, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 from adaptlab.rng import stream_id
 
@@ -37,7 +37,7 @@ def lora(
     rank: int = 8,
     *,
     alpha: Traced = 16.0,
-    effective_rank: Traced | None = None,
+    effective_rank: EffectiveRank | None = None,
     layer_ranks: Sequence[Traced] | None = None,
     select: str | Sequence[str] = "layers/.*/kernel",
     scaling: Literal["standard", "rank_stabilised"] = "standard",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
 from adaptlab.adapt.lora import Init, fan_in_uniform
-from adaptlab.adapt.matrices import count_ranks, keep_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import EffectiveRank, count_ranks, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 from adaptlab.rng import stream_id
 
@@ -22,7 +22,7 @@ def lora_conv(
     *,
     select: str | Sequence[str],
     alpha: Traced = 16.0,
-    effective_rank: Traced | None = None,
+    effective_rank: EffectiveRank | None = None,
     scaling: Literal["standard", "rank_stabilised"] = "standard",
     init_a: Init | None = None,
 ) -> Adaptation:

@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from adaptlab import leaf, tree
+from adaptlab.config import AtMost, Interval, Traced
 
-__all__ = ["count_ranks", "keep_ranks", "matrix_shape", "targets"]
+__all__ = ["EffectiveRank", "count_ranks", "keep_ranks", "matrix_shape", "targets"]
+
+
+EffectiveRank = Annotated[Traced, Interval(1, ends="[)"), AtMost("rank")]
+"""How many of a factory's `rank` are used."""
 
 
 def targets(flat: dict[str, Any], select: str | Sequence[str]) -> dict[str, Any]:

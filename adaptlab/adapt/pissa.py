@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adaptlab import leaf, linalg, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
-from adaptlab.adapt.matrices import count_ranks, keep_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import EffectiveRank, count_ranks, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 from adaptlab.rng import key_for
 
@@ -22,7 +22,7 @@ def pissa(
     rank: int = 8,
     *,
     alpha: Traced | None = None,
-    effective_rank: Traced | None = None,
+    effective_rank: EffectiveRank | None = None,
     select: str | Sequence[str] = "layers/.*/kernel",
     iterations: int | None = None,
 ) -> Adaptation:

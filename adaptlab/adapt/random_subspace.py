@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation
 from adaptlab.adapt.matrices import matrix_shape, targets
-from adaptlab.config import Traced
+from adaptlab.config import AtMost, Interval, Traced
 from adaptlab.leaf.random import hashed
 from adaptlab.rng import stream_id
 
@@ -20,7 +20,7 @@ __all__ = ["random_subspace"]
 def random_subspace(
     dim: int = 1000,
     *,
-    effective_dim: Traced | None = None,
+    effective_dim: Annotated[Traced, Interval(1, ends="[)"), AtMost("dim")] | None = None,
     select: str | Sequence[str] = "layers/.*/kernel",
     structure_aware: bool = False,
     projection_seed: int = 0,

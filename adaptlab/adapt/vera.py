@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
-from adaptlab.adapt.matrices import keep_ranks, matrix_shape, targets
+from adaptlab.adapt.matrices import EffectiveRank, keep_ranks, matrix_shape, targets
 from adaptlab.config import Traced
 
 __all__ = ["vera"]
@@ -19,7 +19,7 @@ def vera(
     rank: int = 256,
     *,
     d_initial: Traced = 0.1,
-    effective_rank: Traced | None = None,
+    effective_rank: EffectiveRank | None = None,
     select: str | Sequence[str] = "layers/.*/kernel",
     projection_seed: int = 0,
 ) -> Adaptation:

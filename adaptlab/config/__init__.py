@@ -8,6 +8,7 @@ from adaptlab.config.app import compose, conf_dir, main, register_resolver, to_y
 from adaptlab.config.build import config_hash, fill, instantiate, merge, split
 from adaptlab.config.check import (
     GIVEN,
+    AtMost,
     BelowOne,
     ConfigError,
     Count,
@@ -24,6 +25,7 @@ from adaptlab.config.texts import quoted
 
 __all__ = [
     "GIVEN",
+    "AtMost",
     "BelowOne",
     "ConfigError",
     "Count",

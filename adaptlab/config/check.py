@@ -7,12 +7,13 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 __all__ = [
     "GIVEN",
     "TRACED",
+    "AtMost",
     "BelowOne",
     "ConfigError",
     "Count",
@@ -59,6 +60,12 @@ class Interval(NamedTuple):
         return f"{self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
 
 
+class AtMost(NamedTuple):
+    """Marks a factory's parameter as a number that is at most as large as another parameter."""
+
+    other: str
+
+
 NonNegative = Annotated[Any, TRACED, Interval(0, ends="[)")]
 Positive = Annotated[Any, TRACED, Interval(0, ends="()")]
 Share = Annotated[Any, TRACED, Interval(0, 1)]
@@ -69,6 +76,7 @@ Given = Annotated[Any, GIVEN]
 """Marks a factory's parameter as one that the program passes to `instantiate`, such as the number of steps."""
 
 Node = dict[str, Any]
+Mark = TypeVar("Mark")
 
 
 class ConfigError(ValueError):
@@ -188,7 +196,17 @@ def _validate_call(node: Node, path: str, factory: Callable[..., Any]) -> Node:
             raise ConfigError(f"{join(path, key)}: {title} needs {key!r} and the config does not give it.")
         elif isinstance(parameter.default, int | float | str | bool | None | list | tuple | dict):
             done[key] = validate(parameter.default, join(path, key))
+    _check_order(done, path, named, title)
     return done | {k: validate(v, join(path, k)) for k, v in node.items() if k not in done}
+
+
+def _check_order(done: Node, path: str, parameters: Mapping[str, inspect.Parameter], title: str) -> None:
+    """Raise ConfigError for a number that is larger than the one it is to be at most."""
+    for key, parameter in parameters.items():
+        for mark in _marks(parameter, AtMost):
+            value, most = done.get(key), done.get(mark.other)
+            if isinstance(value, int | float) and isinstance(most, int | float) and value > most:
+                raise ConfigError(f"{join(path, key)}={value!r}: {title} expects at most {mark.other}={most!r}.")
 
 
 def _validate_value(value: Any, path: str, parameter: inspect.Parameter, title: str) -> Any:
@@ -226,10 +244,15 @@ def _check_type(value: Any, parameter: inspect.Parameter, path: str, title: str)
 def _check_interval(value: Any, parameter: inspect.Parameter, path: str, title: str) -> None:
     if not isinstance(value, int | float):
         return
+    for interval in _marks(parameter, Interval):
+        if not interval.holds(value):
+            raise ConfigError(f"{path}={value!r}: {title} expects a number in {interval}.")
+
+
+def _marks(parameter: inspect.Parameter, kind: type[Mark]) -> Iterator[Mark]:
+    """The marks of a kind that a parameter's annotation, or a member of its union, carries."""
     for hint in _alternatives(parameter.annotation):
-        for interval in (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Interval)):
-            if not interval.holds(value):
-                raise ConfigError(f"{path}={value!r}: {title} expects a number in {interval}.")
+        yield from (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, kind))
 
 
 def _floats(value: Any) -> Any:

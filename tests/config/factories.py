@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
-from adaptlab.config import GIVEN, BelowOne, Count, NonNegative, Positive, Share, Traced
+from adaptlab.config import GIVEN, AtMost, BelowOne, Count, NonNegative, Positive, Share, Traced
 
 
 class Thing(NamedTuple):
@@ -31,9 +31,15 @@ def stretched(rate: Traced, *, total_steps: Annotated[int, GIVEN], limit: Traced
 
 
 def bounded(
-    count: Count = 1, *, rate: NonNegative = 0.0, clip: Positive | None = None, share: Share = 1.0, b1: BelowOne = 0.0
+    count: Count = 1,
+    *,
+    used: Annotated[Traced, AtMost("count")] | None = None,
+    rate: NonNegative = 0.0,
+    clip: Positive | None = None,
+    share: Share = 1.0,
+    b1: BelowOne = 0.0,
 ) -> tuple[Any, ...]:
-    return count, rate, clip, share, b1
+    return count, used, rate, clip, share, b1
 
 
 def stacked(each: Sequence[Traced], *, top: Sequence[Traced] | None = None, inner: Any = None) -> dict[str, Any]:

@@ -77,9 +77,17 @@ def test_a_number_out_of_its_interval_is_refused(key: str, value: float, interva
 
 
 def test_numbers_in_their_intervals_and_null_pass():
-    inside = call("bounded", count=1, rate=0, clip=1e-9, share=1, b1=0.999)
+    inside = call("bounded", count=1, used=1, rate=0, clip=1e-9, share=1, b1=0.999)
     assert validate(inside) == inside
     assert validate(call("bounded", clip=None))["clip"] is None
+
+
+def test_a_number_larger_than_the_one_it_is_part_of_is_refused():
+    assert validate(call("bounded", count=4, used=4))["used"] == 4
+    with pytest.raises(ConfigError, match=r"^a\.used=4\.5: .*bounded expects at most count=4\.$"):
+        validate({"a": call("bounded", count=4, used=4.5)})
+    with pytest.raises(ConfigError, match=r"^used=2: .* at most count=1\.$"):  # the default
+        validate(call("bounded", used=2))
 
 
 def test_paths_lead_through_lists_and_dicts():
