@@ -10,7 +10,7 @@ from jax import lax
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
 from adaptlab.adapt.matrices import matrix_shape, targets
-from adaptlab.config import Traced
+from adaptlab.config import NonNegative, Traced
 from adaptlab.rng import stream_id
 
 __all__ = ["adalora", "orthogonality"]
@@ -75,7 +75,7 @@ def adalora(
     return Adaptation(init, bind, axes)
 
 
-def orthogonality(*, strength: Traced) -> Any:
+def orthogonality(*, strength: NonNegative) -> Any:
     """The penalty strength · Σ (‖Pᵀ P - I‖_F² + ‖Q Qᵀ - I‖_F²) over all matrices (arXiv:2303.10512, eq. 4 and 5).
 
     A term of the objective: `(delta, base) -> penalty`.

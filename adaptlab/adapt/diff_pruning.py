@@ -9,7 +9,7 @@ import numpy as np
 
 from adaptlab import leaf, tree
 from adaptlab.adapt.adaptation import Adaptation, axes_of
-from adaptlab.config import Traced
+from adaptlab.config import NonNegative, Traced
 from adaptlab.rng import stream_id
 
 __all__ = ["diff_pruning", "expected_l0", "l0", "magnitude_pruned"]
@@ -124,7 +124,7 @@ def _open(log_alpha: Any) -> jax.Array:
     return jax.nn.sigmoid(log_alpha - np.log(-_LOW / _HIGH))
 
 
-def l0(*, strength: Traced) -> Callable[[Any, Any], jax.Array]:
+def l0(*, strength: NonNegative) -> Callable[[Any, Any], jax.Array]:
     """The penalty λ · E‖δ‖₀ (arXiv:2012.07463, sec. 3.1): λ for every weight that is expected to change.
 
     Args:

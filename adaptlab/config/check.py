@@ -66,10 +66,12 @@ class AtMost(NamedTuple):
     other: str
 
 
-NonNegative = Annotated[Any, TRACED, Interval(0, ends="[)")]
-Positive = Annotated[Any, TRACED, Interval(0, ends="()")]
-Share = Annotated[Any, TRACED, Interval(0, 1)]
-BelowOne = Annotated[Any, TRACED, Interval(0, 1, "[)")]
+NonNegative = Annotated[Traced, Interval(0, ends="[)")]
+Positive = Annotated[Traced, Interval(0, ends="()")]
+Share = Annotated[Traced, Interval(0, 1)]
+"""A part of a whole, both of its ends included."""
+BelowOne = Annotated[Traced, Interval(0, 1, "[)")]
+"""A decay, a momentum or a dropout rate: at 1 nothing would be left."""
 Count = Annotated[int, Interval(1, ends="[)")]
 
 Given = Annotated[Any, GIVEN]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from adaptlab import tree
 from adaptlab.adapt import Adaptation, anchors
-from adaptlab.config import Traced
+from adaptlab.config import NonNegative
 from adaptlab.rng import stream_id
 from adaptlab.stats import Mean
 
@@ -44,7 +44,7 @@ def make_objective(loss: Loss, adaptation: Adaptation, terms: Sequence[Term] = (
     return objective
 
 
-def l2_sp(*, strength: Traced) -> Term:
+def l2_sp(*, strength: NonNegative) -> Term:
     """The penalty strength/2 · ‖w - w_base‖² (L2-SP, arXiv:1802.01483, eq. 2).
 
     A leaf of delta that stands for a weight of the base is held to that weight, and one of its own (LoRA's A and B)

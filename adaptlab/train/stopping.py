@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from adaptlab.config import Traced
+from adaptlab.config import NonNegative, Positive
 
 __all__ = ["EarlyStopping", "Watch", "early_stopping"]
 
@@ -41,7 +41,7 @@ class EarlyStopping(NamedTuple):
     observe: Callable[[Watch, jax.Array, jax.Array, Any], Watch]
 
 
-def early_stopping(*, patience: Traced = 3, min_delta: Traced = 0.0) -> EarlyStopping:
+def early_stopping(*, patience: Positive = 3, min_delta: NonNegative = 0.0) -> EarlyStopping:
     """Stop once `patience` measurements in a row have not brought the value below its best by `min_delta`.
 
     The run then ends with the delta of its best measurement, and so does a run that was never stopped.
