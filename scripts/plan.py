@@ -55,10 +55,10 @@ class Planning:
     optim: dict[str, Any]
     mesh: dict[str, Any]
     topology: str
-    slices: int
-    batch_size: int
-    length: int
-    accumulate: int
+    slices: al.config.Count
+    batch_size: al.config.Count
+    length: al.config.Count
+    accumulate: al.config.Count
     base_dtype: Literal["float32", "bfloat16"]
     quantize: str | dict[str, Any] | None
     moments: Literal["zero1", "host"] | None
