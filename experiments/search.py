@@ -57,12 +57,12 @@ class Study:
     upstream: dict[str, dict[str, Any]]
     optim: dict[str, Any]
     space: dict[str, Any]
-    configurations: int
+    configurations: "al.config.Count"
     sample_seed: int
     reward: str
     halving: dict[str, Any]
     search_seed: int
-    finalists: int
+    finalists: "al.config.Count"
     final_seeds: list[int]
     seed: int | None
     configuration: "al.study.Configuration"
@@ -95,8 +95,6 @@ def main(study: Study, folder: Path) -> float:
     """Search; train the finalists again; report. With a seed, run the one configuration."""
     if study.seed is not None:
         return one_run(study, folder)
-    if study.finalists < 1:
-        raise al.config.ConfigError(f"finalists={study.finalists}: at least one configuration is trained again.")
     if study.search_seed in study.final_seeds:
         raise al.config.ConfigError(f"final_seeds={study.final_seeds} has the seed that selects, {study.search_seed}.")
 
