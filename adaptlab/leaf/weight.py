@@ -8,12 +8,17 @@ becomes a node for one layer when `jax.lax.scan` slices its leaves.
 Letters: L leading (layer) axes, D input width, F output width, R rank.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from adaptlab.leaf.layout import as_written
+from adaptlab.shard import on_one_cpu
 
 __all__ = ["Weight", "dense", "dot", "is_node", "node", "product", "take"]
 
@@ -69,6 +74,35 @@ def dense(leaf: Weight) -> jax.Array:
 def product(x: jax.Array, w: jax.Array, transpose: bool = False) -> jax.Array:
     """Return x W (or x Wᵀ) for an array W, cast to x's dtype, accumulated in float32, in x's dtype."""
     rows = x.reshape(-1, x.shape[-1])
-    contract = (((1,), (1 if transpose else 0,)), ((), ()))
-    y = lax.dot_general(rows, w.astype(x.dtype), contract, preferred_element_type=jnp.float32)
+    multiply = _with_turned_gradient if on_one_cpu() and w.shape[0] > w.shape[1] else _multiply
+    y = multiply(rows, w.astype(x.dtype), transpose)
     return y.astype(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+
+
+def _multiply(rows: jax.Array, w: jax.Array, transpose: bool) -> jax.Array:
+    contract = (((1,), (1 if transpose else 0,)), ((), ()))
+    return lax.dot_general(rows, w, contract, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _with_turned_gradient(rows: jax.Array, w: jax.Array, transpose: bool) -> jax.Array:
+    """`_multiply`, whose gradient by a w with more rows than columns is computed as its transpose.
+
+    That gradient is a product that sums over the first axis of both sides, and on a CPU the wider its left side, the
+    slower it is: `[4096, 192]` from 512 rows takes twice the time of `[192, 4096]`. Values and derivatives of any order
+    stay the same.
+    """
+    return _multiply(rows, w, transpose)
+
+
+def _turned_jvp(transpose: bool, primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
+    """d(x W) = dx W + x dW, each only where there is a change: a frozen W costs nothing."""
+    (rows, w), changes = primals, tangents
+    y = _multiply(rows, w, transpose)
+    d_rows, d_w = (None if isinstance(d, SymbolicZero) else d for d in changes)
+    parts = [] if d_rows is None else [_multiply(d_rows, w, transpose)]
+    parts += [] if d_w is None else [_multiply(rows, as_written(d_w.T), not transpose)]
+    return y, sum(parts[1:], start=parts[0])
+
+
+_with_turned_gradient.defjvp(_turned_jvp, symbolic_zeros=True)

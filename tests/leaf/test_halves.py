@@ -41,7 +41,7 @@ def make(request: pytest.FixtureRequest) -> Any:
 
 def on(platform: str) -> Any:
     """What is traced inside is for a device of this platform. (It runs on what there is.)"""
-    mesh: Any = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+    mesh: Any = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), shape={}, size=1)
     return computing(Placement(mesh, {}))
 
 
