@@ -1,11 +1,13 @@
 """What adds computation computes it in the model's own precision, and is recomputed with the layers it stands in."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr
 
 from adaptlab import tree
 from adaptlab.adapt import Adaptation, prepared
@@ -45,11 +47,20 @@ def test_a_bfloat16_model_computes_what_a_float32_model_does_to_its_precision(na
     assert error < 0.05 * tree.norm(exact_gradient)
 
 
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those of functions that are called among them."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in equation.params.values():
+            if isinstance(inner, ClosedJaxpr):
+                yield from equations(inner.jaxpr)
+
+
 def test_added_matrix_products_are_in_the_models_precision():
     adaptation = rows(AdaptationRow)["houlsby"].make(ROW, 1.0)
     delta = adaptation.init(jax.random.key(1), BASE)
     node = adaptation.bind(BASE, delta)["layers"]["attention_adapter"]
     node = jax.tree.map(lambda x: x[0], node)
     x = jnp.ones((2, 3, 16), jnp.bfloat16)
-    products = [e for e in jax.make_jaxpr(node)(x, x).eqns if e.primitive.name == "dot_general"]
+    products = [e for e in equations(jax.make_jaxpr(node)(x, x).jaxpr) if e.primitive.name == "dot_general"]
     assert [{v.aval.dtype for v in e.invars} for e in products] == [{jnp.dtype("bfloat16")}] * 2
