@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from adaptlab.models.reading import slot
+from adaptlab.shard import on_one_cpu
 
 __all__ = ["behind_prefix", "fitting", "rotary", "rotary_angles"]
 
@@ -37,7 +38,11 @@ def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax
     """Return cos and sin `[B, T, 1, K/2]` of position · base^(-2i/K) (RoPE, arXiv:2104.09864, eq. 15)."""
     frequency = base ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     angle = positions_BT[:, :, None, None].astype(jnp.float32) * frequency[None, None, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+    if not on_one_cpu():
+        return jnp.cos(angle), jnp.sin(angle)
+    # In a loop: outside of one XLA merges them into all that read them, which is every layer, forward and backward.
+    cosine_and_sine = jax.lax.map(lambda first: jax.lax.cond(first, jnp.cos, jnp.sin, angle), jnp.array([True, False]))
+    return cosine_and_sine[0], cosine_and_sine[1]
 
 
 def rotary(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

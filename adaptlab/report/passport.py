@@ -80,7 +80,7 @@ def passport(
 def surroundings() -> dict[str, Any]:
     """Return what a study's numbers depend on besides its config: code, packages, device, environment."""
     return {
-        "code": code_version(),
+        "code": _loaded_code(),
         "device": _device(),
         "jax": _switches(),
         "environment": _environment(),
@@ -89,6 +89,12 @@ def surroundings() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": {"model": _cpu_model(), "count": os.cpu_count()},
     }
+
+
+@functools.cache
+def _loaded_code() -> dict[str, Any]:
+    """The code of this process: what is edited later is not what it runs."""
+    return code_version()
 
 
 def code_version(folder: Path | None = None) -> dict[str, Any]:
@@ -124,6 +130,7 @@ def _git(folder: Path, *arguments: str) -> bytes | None:
     return done.stdout
 
 
+@functools.cache
 def _packages() -> dict[str, str]:
     found = {}
     for name in sorted(_PACKAGES):

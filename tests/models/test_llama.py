@@ -76,6 +76,19 @@ def test_rotation_keeps_lengths_and_turns_each_pair_by_its_own_angle():
     np.testing.assert_allclose(turned[0, :, 0, :2] + 1j * turned[0, :, 0, 2:], wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_cosines_are_computed_once_however_many_layers_read_them() -> None:
+    """XLA merges a cosine with each of its readers; on a CPU that was 8% of a measurement."""
+
+    def layers(positions_BT: jax.Array, x_BTHK: jax.Array) -> jax.Array:
+        angles = rotary_angles(positions_BT, x_BTHK.shape[-1], 100.0)
+        for _ in range(4):
+            x_BTHK = jnp.einsum("bthk,kj->bthj", rotary(x_BTHK, *angles), jnp.ones((4, 4)))
+        return x_BTHK
+
+    compiled = jax.jit(layers).lower(jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 8, 2, 4))).compile()
+    assert compiled.as_text().count(" cosine(") == 1
+
+
 def test_attention_equals_the_formula_head_by_head():
     rng = np.random.default_rng(2)
     q, k, v = (rng.normal(size=(2, 5, heads, 6)).astype(np.float32) for heads in (4, 2, 2))
