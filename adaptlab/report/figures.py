@@ -4,6 +4,7 @@ Every figure uses matplotlib's objects and no global state, one colour *and* one
 that grey prints can be read), and is the same file bit by bit for the same numbers.
 """
 
+import base64
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ __all__ = [
     "Axes",
     "Figure",
     "Look",
+    "embedded",
     "extent",
     "frame",
     "grid",
@@ -75,12 +77,20 @@ def looks(labels: Sequence[str]) -> list[Look]:
 
 
 def render(figure: Figure, format: str) -> bytes:
-    """Return the figure as "png" (200 dots per inch) or "svg", without a date."""
+    """Return the figure as "png" (200 dots per inch) or "svg", without a date; its layout is settled from then on."""
     metadata = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
+        if figure.get_layout_engine() is not None:  # otherwise it is solved again for every file
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)
         figure.savefig(buffer, format=format, dpi=200, metadata=metadata[format])
     return buffer.getvalue()
+
+
+def embedded(figure: Figure) -> str:
+    """Return the figure as the source of an `img`, where the identifiers of several SVGs do not meet."""
+    return "data:image/svg+xml;base64," + base64.b64encode(render(figure, "svg")).decode()
 
 
 def save_figure(path: Path, figure: Figure) -> None:

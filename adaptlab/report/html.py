@@ -1,6 +1,5 @@
 """The report: one HTML file that opens anywhere, with no network and no script."""
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import jinja2
 
 from adaptlab.report import words
 from adaptlab.report.captions import captions
-from adaptlab.report.figures import render
+from adaptlab.report.figures import embedded
 from adaptlab.report.probe_figures import probe_captions
 from adaptlab.report.update_captions import update_captions
 
@@ -91,14 +90,13 @@ def _environment() -> jinja2.Environment:
 
 
 def _embed(figures: Mapping[str, Any], summary: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Figures as data: an `img` keeps the identifiers inside one SVG out of the others' way."""
     said = captions(summary) | probe_captions(summary) | update_captions(summary)
     return [
         {
             "name": name,
             "title": said[name].title,
             "text": said[name].text,
-            "data": "data:image/svg+xml;base64," + base64.b64encode(render(figure, "svg")).decode(),
+            "data": embedded(figure),
         }
         for name, figure in figures.items()
     ]

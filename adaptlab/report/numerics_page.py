@@ -1,6 +1,5 @@
 """The page of a study of numerics: distances against steps, and the table."""
 
-import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import jinja2
 import numpy as np
 
 from adaptlab.report import files, words
-from adaptlab.report.figures import Axes, Figure, legend, looks, render, styled
+from adaptlab.report.figures import Axes, Figure, embedded, legend, looks, styled
 from adaptlab.report.numerics import apart_from, scientific, with_interval
 
 __all__ = ["draw_numerics", "render_numerics"]
@@ -81,10 +80,7 @@ def render_numerics(
     )
     environment.filters |= {"scientific": scientific, "interval": with_interval, "apart": apart_from}
     environment.filters |= {"rate": lambda x: with_interval(x, lambda v: words.number(v, 3, sign=True))}
-    images = {
-        name: "data:image/svg+xml;base64," + base64.b64encode(render(figure, "svg")).decode()
-        for name, figure in figures.items()
-    }
+    images = {name: embedded(figure) for name, figure in figures.items()}
     return environment.get_template("numerics.html.jinja").render(
         summary=summary,
         same=[name for name, arm in summary["arms"].items() if arm["same_bits"]],

@@ -1,6 +1,5 @@
 """The page of a search: its table, its front, and what was selected on what."""
 
-import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ import jinja2
 import numpy as np
 
 from adaptlab.report import files, words
-from adaptlab.report.figures import Figure, render, styled
+from adaptlab.report.figures import Figure, embedded, styled
 from adaptlab.report.search import ordered, per_million, sentences
 
 __all__ = ["draw_front", "render_search"]
@@ -61,7 +60,7 @@ def render_search(
         search=search,
         rows=ordered(search),
         sentences=sentences(search),
-        figure="data:image/svg+xml;base64," + base64.b64encode(render(figure, "svg")).decode(),
+        figure=embedded(figure),
         passport=json.dumps(files.to_json(passport), indent=1, ensure_ascii=False),
         config=config_yaml,
         question=question,

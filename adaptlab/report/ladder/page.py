@@ -1,6 +1,5 @@
 """The page of a study of a ladder: what was predicted and how it came, the laws, the verdicts, the figures."""
 
-import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ import jinja2
 
 from adaptlab.report import files, words
 from adaptlab.report.claims import Verdict, verdicts_table
-from adaptlab.report.figures import Figure, render, save_figure
+from adaptlab.report.figures import Figure, embedded, save_figure
 
 __all__ = ["ladder_headline", "print_ladder", "write_ladder"]
 
@@ -125,7 +124,7 @@ def _embedded(figures: Mapping[str, Figure]) -> Sequence[dict[str, str]]:
         {
             "name": name,
             "text": _CAPTIONS[name],
-            "data": "data:image/svg+xml;base64," + base64.b64encode(render(figure, "svg")).decode(),
+            "data": embedded(figure),
         }
         for name, figure in figures.items()
     ]

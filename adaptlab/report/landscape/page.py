@@ -1,6 +1,5 @@
 """The figures of a study of loss landscapes and its page, which can be turned and hovered over without a network."""
 
-import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import numpy as np
 
 from adaptlab.report import files, words
 from adaptlab.report.claims import Verdict, verdicts_table
-from adaptlab.report.figures import Figure, render, save_figure
+from adaptlab.report.figures import Figure, embedded, save_figure
 from adaptlab.report.html import facts
 from adaptlab.report.landscape import interactive
 from adaptlab.report.landscape.barriers import draw_barriers, draw_lines
@@ -124,8 +123,7 @@ def render_landscape(
 
 def _embedded(name: str, one: Drawn, landscape: Landscape) -> dict[str, Any]:
     said = landscape_caption(name, landscape.summary, landscape.surfaces)
-    picture = base64.b64encode(render(one.figure, "svg")).decode()
-    data = "data:image/svg+xml;base64," + picture
+    data = embedded(one.figure)
     return {"name": name, "title": said.title, "text": said.text, "data": data, "live": one.interactive}
 
 
