@@ -10,7 +10,7 @@ __all__ = ["composing_once"]
 
 
 def composing_once(loader: Any) -> Callable[[Any, Sequence[str]], Any]:
-    """Make Hydra's config loader read each file once, and what its sweeper has composed to check it not again.
+    """Make Hydra's config loader read each file once, and keep what its sweeper composes to check it.
 
     Args:
       loader: the `config_loader` of a `HydraContext`; it is changed.
