@@ -34,6 +34,8 @@ class VmapLauncherConf:
     """The keys of `hydra.launcher` with `hydra/launcher=vmap`; see `adaptlab.study.sweep.together`."""
 
     _target_: str = "hydra_plugins.adaptlab_sweeps.VmapLauncher"
+    _recursive_: bool = False  # the factories in it are called by adaptlab, which checks them first
+    _convert_: str = "all"
     how: str = "auto"
     slots: int | None = None
     memory_gib: float | None = None

@@ -35,7 +35,7 @@ def compose(name: str, overrides: Iterable[str] = ()) -> Node:
     return _plain(_composed(name, overrides))
 
 
-def _composed(name: str, overrides: Iterable[str] = ()) -> Any:
+def _composed(name: str, overrides: Iterable[str] = (), *, hydra: bool = False) -> Any:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -44,7 +44,7 @@ def _composed(name: str, overrides: Iterable[str] = ()) -> Any:
     _check_groups(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return hydra_compose(name, overrides)
+        return hydra_compose(name, overrides, return_hydra_config=hydra)
 
 
 def _check_groups(overrides: Iterable[str]) -> None:
@@ -184,10 +184,10 @@ def _override_hints(name: str, argv: list[str]) -> list[str]:
     pairs = [(a.lstrip("+~").partition("=")[0], a) for a in argv if "=" in a and not a.startswith("-")]
     groups = [a for key, a in pairs if (conf_dir() / key.split("@")[0]).is_dir()]
     try:
-        keys = _dotted(OmegaConf.to_container(_composed(name, groups), resolve=False))
+        keys = _dotted(OmegaConf.to_container(_composed(name, groups, hydra=True), resolve=False))
     except Exception:  # then the config itself is wrong, and Hydra has said so
         return []
-    unknown = [key for key, a in pairs if a not in groups and key not in keys and not key.startswith("hydra")]
+    unknown = [key for key, a in pairs if a not in groups and key not in keys]
     return [f"{key!r} is not a key of {name!r}.{nearest(key, keys)}" for key in unknown if "/" not in key]
 
 

@@ -20,6 +20,7 @@ from adaptlab import config, report
 from adaptlab.runtime import split_cpu
 from adaptlab.study import folder as folders
 from adaptlab.study.devices import cpu_devices, over_all_devices
+from adaptlab.study.halving import Halving
 from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
 from adaptlab.study.run import Task, run_tasks
 from adaptlab.study.settings import Replication
@@ -63,7 +64,8 @@ def together(
       `{folder of a job: error}` of the jobs that have runs that failed.
 
     Raises:
-      ConfigError: a job that says how its own runs are run together: here the launcher says it for all of them.
+      ConfigError: a job that says how its own runs are run together: here the launcher says it for all of them; or what
+        the launcher says makes no sense.
     """
     for job in jobs:
         if said := [o for o in job.label.split() if o.startswith("replication.")]:
@@ -71,7 +73,9 @@ def together(
                 f"{said[0]} has no effect in a sweep by hydra/launcher=vmap: its jobs share their programs. "
                 f"Use hydra.launcher.{said[0].removeprefix('replication.')}."
             )
-    halving = options.get("halving")  # Hydra has called its factory
+    halving, devices = _rule(options.get("halving")), options.get("cpu_devices")
+    if devices is not None and devices < 1:
+        raise config.ConfigError(f"hydra.launcher.cpu_devices={devices} must be at least 1, or null: one for a core.")
     rest = {key: value for key, value in options.items() if key not in ("halving", "cpu_devices")}
     target = {"_target_": "adaptlab.study.settings.Replication"}
     replication = config.instantiate(config.validate(target | rest, "hydra.launcher"))
@@ -85,7 +89,7 @@ def together(
         ]
         labs.setdefault(config.config_hash(settings), (settings, []))[1].extend(tasks)
     log.info("%d jobs have %d runs on %d base%s", *_counts(jobs, labs))
-    split_cpu(options.get("cpu_devices") or _cpu_devices([tasks for _, tasks in labs.values()], replication))
+    split_cpu(devices or _cpu_devices([tasks for _, tasks in labs.values()], replication))
     failed: dict[Path, Exception] = {}
     shared: list[tuple[dict[str, Any], Lab]] = []
     for settings, tasks in labs.values():
@@ -99,6 +103,19 @@ def together(
         shared.append((settings, lab._replace(params=None, figures=False)))  # nothing is left to train
     with sharing(shared):
         yield failed
+
+
+def _rule(node: Any) -> Halving | None:
+    if node is None:
+        return None
+    if isinstance(node, Mapping):
+        node = config.instantiate(config.validate(node, "hydra.launcher.halving"))
+    if isinstance(node, Halving):
+        return node
+    raise config.ConfigError(
+        f"hydra.launcher.halving={node!r} is no rule; give one, such as "
+        "'hydra.launcher.halving={_target_: adaptlab.study.successive_halving, eta: 3}', or null."
+    )
 
 
 def _cpu_devices(groups: Sequence[Sequence[Task]], replication: Replication) -> int:

@@ -48,3 +48,23 @@ def test_a_study_without_claims_judges_none():
     study = low_rank.Study(**config.validate(config.compose("low_rank", ["~claims"]), schema=low_rank.Study))
     curves, runs = plant({"full": Arm()})
     assert judge(config.instantiate(study.claims), curves, runs, TARGET, UPSTREAM) == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "hint"),
+    [
+        (["optim.lrr=1"], "'optim.lrr' is not a key of 'low_rank'. Did you mean 'optim.lr'?"),
+        (
+            ["hydra/launcher=vmap", "hydra.launcher.slotz=2"],
+            "'hydra.launcher.slotz' is not a key of 'low_rank'. Did you mean 'hydra.launcher.slots'?",
+        ),
+        (["hydra.swep.dir=x"], "'hydra.swep.dir' is not a key of 'low_rank'. Did you mean 'hydra.sweep.dir'?"),
+    ],
+)
+def test_an_override_that_hydra_rejects_comes_with_the_key_that_was_probably_meant(
+    overrides: list[str], hint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["low_rank", *overrides])
+    with pytest.raises(SystemExit):
+        low_rank.main()
+    assert hint in capsys.readouterr().err

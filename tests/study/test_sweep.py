@@ -134,3 +134,24 @@ def test_a_key_that_the_launcher_decides_is_refused_in_a_job(tmp_path: Path):
     job = Job({}, tmp_path / "0", "optim.lr=1e-3 replication.how=map")
     with pytest.raises(ConfigError, match=r"no effect.*hydra\.launcher\.how=map"), together(dict, [job], tmp_path, {}):
         pass
+
+
+RULE = "adaptlab.study.successive_halving"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpu_devices": 0}, r"cpu_devices=0 must be at least 1"),
+        ({"halving": 3}, r"halving=3 is no rule; give one, such as"),
+        ({"halving": {"eta": 3}}, r"halving=\{'eta': 3\} is no rule"),
+        ({"halving": {"_target_": RULE, "etaa": 3}}, r"halving\.etaa=3: .*Did you mean 'eta'"),
+        ({"slots": 0}, r"slots=0: "),
+        ({"slotz": 2}, r"slotz=2: .*Did you mean 'slots'"),
+    ],
+)
+def test_what_the_launcher_is_told_is_checked_like_everything_else(
+    options: dict[str, Any], message: str, tmp_path: Path
+):
+    with pytest.raises(ConfigError, match=r"^hydra\.launcher\." + message), together(dict, [], tmp_path, options):
+        pass
