@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -37,14 +38,20 @@ def compose(name: str, overrides: Iterable[str] = ()) -> Node:
 
 def _composed(name: str, overrides: Iterable[str] = (), *, hydra: bool = False) -> Any:
     from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
 
     overrides = list(overrides)
     _check_groups(overrides)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+    with _initialised():
         return hydra_compose(name, overrides, return_hydra_config=hydra)
+
+
+def _initialised() -> AbstractContextManager[Any]:
+    """Hydra over `conf/`, for as long as it is entered."""
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    GlobalHydra.instance().clear()
+    return initialize_config_dir(str(conf_dir()), version_base="1.3")
 
 
 def _check_groups(overrides: Iterable[str]) -> None:
@@ -183,12 +190,27 @@ def _override_hints(name: str, argv: list[str]) -> list[str]:
 
     pairs = [(a.lstrip("+~").partition("=")[0], a) for a in argv if "=" in a and not a.startswith("-")]
     groups = [a for key, a in pairs if (conf_dir() / key.split("@")[0]).is_dir()]
+    if strangers := [hint for group in groups for hint in _choice_hints(group)]:
+        return strangers
     try:
         keys = _dotted(OmegaConf.to_container(_composed(name, groups, hydra=True), resolve=False))
     except Exception:  # then the config itself is wrong, and Hydra has said so
         return []
-    unknown = [key for key, a in pairs if a not in groups and key not in keys]
-    return [f"{key!r} is not a key of {name!r}.{nearest(key, keys)}" for key in unknown if "/" not in key]
+    unknown = [key for key, a in pairs if a not in groups and key not in keys and "/" not in key]
+    alike = {of_hydra: [k for k in keys if k.startswith("hydra") == of_hydra] for of_hydra in (True, False)}
+    return [f"{key!r} is not a key of {name!r}.{nearest(key, alike[key.startswith('hydra')])}" for key in unknown]
+
+
+def _choice_hints(override: str) -> list[str]:
+    """Return what was probably meant where an override of a group names no config of it."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    key, _, values = override.lstrip("+").partition("=")
+    group = key.split("@")[0]
+    with _initialised():
+        choices = GlobalHydra.instance().config_loader().get_group_options(group)
+    unknown = [v for v in values.split(",") if re.fullmatch(r"[\w.-]+", v) and v not in choices]
+    return [f"{v!r} is no config of the group {group!r}.{hint}" for v in unknown if (hint := nearest(v, choices))]
 
 
 def _dotted(node: Any, path: str = "") -> list[str]:

@@ -58,6 +58,12 @@ def test_a_study_without_claims_judges_none():
             ["hydra/launcher=vmap", "hydra.launcher.slotz=2"],
             "'hydra.launcher.slotz' is not a key of 'low_rank'. Did you mean 'hydra.launcher.slots'?",
         ),
+        (
+            ["schedule=cosinee"],
+            "'cosinee' is no config of the group 'schedule'. Did you mean 'cosine'?",
+        ),
+        (["hydra/launcher=vmapp"], "'vmapp' is no config of the group 'hydra/launcher'. Did you mean 'vmap'?"),
+        (["-m", "base=small,smal"], "'smal' is no config of the group 'base'. Did you mean 'small'?"),
         (["hydra.swep.dir=x"], "'hydra.swep.dir' is not a key of 'low_rank'. Did you mean 'hydra.sweep.dir'?"),
     ],
 )
