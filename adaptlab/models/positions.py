@@ -41,8 +41,8 @@ def rotary_angles(positions_BT: jax.Array, width: int, base: float) -> tuple[jax
     if not on_one_cpu():
         return jnp.cos(angle), jnp.sin(angle)
     # In a loop: outside of one XLA merges them into all that read them, which is every layer, forward and backward.
-    cosine_and_sine = jax.lax.map(lambda first: jax.lax.cond(first, jnp.cos, jnp.sin, angle), jnp.array([True, False]))
-    return cosine_and_sine[0], cosine_and_sine[1]
+    both = jax.lax.map(lambda i: jax.lax.switch(i, (jnp.cos, jnp.sin), angle), jnp.arange(2))
+    return both[0], both[1]
 
 
 def rotary(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -90,7 +90,7 @@ def runs(curves: pa.Table) -> list[str]:
 
 def metrics(curves: pa.Table, run: str | None = None) -> list[str]:
     """The names of the metrics (of one run), sorted."""
-    rows = curves if run is None else curves.filter(pc.equal(curves["run"], run))
+    rows = curves if run is None else _where(curves, "run", run)
     return sorted(rows["metric"].unique().to_pylist())
 
 
@@ -100,8 +100,7 @@ def series(curves: pa.Table, run: str, metric: str) -> Series:
     Raises:
       KeyError: there is no such run, or it has no such metric; the error lists those there are.
     """
-    # A mask, not an expression: that one is planned anew for every series, and a sweep's report has thousands.
-    rows = curves.filter(pc.and_(pc.equal(curves["run"], run), pc.equal(curves["metric"], metric)))
+    rows = _where(_where(curves, "run", run), "metric", metric)
     if not rows.num_rows:
         known = metrics(curves, run)
         there = f"run {run!r} has the metrics {known}" if known else f"the runs are {runs(curves)}"
@@ -109,6 +108,11 @@ def series(curves: pa.Table, run: str, metric: str) -> Series:
     steps_N, values_N = rows["step"].to_numpy(), rows["value"].to_numpy()
     order_N = np.argsort(steps_N)
     return Series(steps_N[order_N], values_N[order_N])
+
+
+def _where(table: pa.Table, column: str, value: str) -> pa.Table:
+    """Filter by a mask: an expression is planned anew each time, and a sweep's report asks for thousands of series."""
+    return table.filter(pc.equal(table[column], value))  # pyright: ignore[reportAttributeAccessIssue] (made on import)
 
 
 def _check_unique(table: pa.Table) -> None:
