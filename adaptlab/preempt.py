@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
-__all__ = ["EXIT_CODE", "Preempted", "leave", "noticed", "noticing"]
+__all__ = ["EXIT_CODE", "SIGNALS", "Preempted", "leave", "notice", "noticed", "noticing"]
 
 EXIT_CODE = 75
 """What a preempted process returns: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Those that are notices."""
+
 _WORDS = b"\nTold to leave (%s): saving after this update. A second signal ends the process at once.\n"
 
 
@@ -51,7 +53,7 @@ def noticing() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or _NOTICE.found:
         yield
         return
-    for number in _SIGNALS:
+    for number in SIGNALS:
         if number == signal.SIGTERM and _many():  # JAX has a handler of its own, not Python's
             continue
         _NOTICE.found[number] = signal.signal(number, _told)
@@ -72,6 +74,11 @@ def _told(number: int, _: Any) -> None:
     os.write(2, _WORDS % signal.Signals(number).name.encode())
     if _many():
         os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells the other processes
+
+
+def notice() -> None:
+    """Take note as if a signal had come: for a process that is told in another way."""
+    _NOTICE.signal = _NOTICE.signal or signal.SIGTERM
 
 
 def _many() -> bool:

@@ -1,11 +1,14 @@
 """What a process sets up once, before its first JAX computation."""
 
 import logging
+import multiprocessing
 import os
+from collections.abc import Sequence
+from multiprocessing import forkserver
 
 from adaptlab.source import cache_dir
 
-__all__ = ["configure", "split_cpu"]
+__all__ = ["configure", "cpu_devices_given", "expect_crew", "sharers", "split_cpu", "take_cores"]
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +39,7 @@ def split_cpu(devices: int) -> None:
     """
     import jax
 
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ:
+    if cpu_devices_given():
         return
     setting = "jax_num_cpu_devices"
     if getattr(jax.config, setting) == devices:
@@ -45,3 +48,34 @@ def split_cpu(devices: int) -> None:
         jax.config.update(setting, devices)
     except RuntimeError:  # too late: JAX has its devices
         log.warning("JAX has been used before the sweep: it stays on %d device(s)", jax.device_count())
+
+
+def cpu_devices_given() -> bool:
+    """Whether the environment says how many devices a CPU is."""
+    return "host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
+
+
+_SHARERS = [1]
+
+
+def take_cores(cores: Sequence[int], sharers: int) -> None:
+    """Stay on these cores, before the first JAX computation: its threads are as many.
+
+    Args:
+      cores: this process's own; where the system knows no such thing, it uses all.
+      sharers: how many processes share the machine.
+    """
+    if cores and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    _SHARERS[0] = sharers
+
+
+def sharers() -> int:
+    """Return how many processes of the same study share the machine and its memory."""
+    return _SHARERS[0]
+
+
+def expect_crew() -> None:
+    """Start importing, in a process beside this one, what the processes of `adaptlab.study.crew` are forks of."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["adaptlab.study.crew"])
+    forkserver.ensure_running()

@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from adaptlab.config.multirun import composing_once
+from adaptlab.runtime import expect_crew
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class VmapLauncher(Launcher):
         """Keep what Hydra hands over."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         self.composed = composing_once(hydra_context.config_loader)
+        expect_crew()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; see the class."""

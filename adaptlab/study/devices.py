@@ -8,11 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-__all__ = ["cpu_devices", "over_all_devices"]
+__all__ = ["cores", "cpu_devices", "over_all_devices"]
 
 log = logging.getLogger(__name__)
 
 _MOST_CPU_DEVICES = 8  # each holds a copy of the base
+
+
+def cores() -> set[int]:
+    """Return the cores that this process may use."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def cpu_devices(runs: int) -> int:
@@ -20,7 +25,7 @@ def cpu_devices(runs: int) -> int:
 
     A run on a device of its own has a core of its own, instead of a share of every matrix product.
     """
-    return max(1, min(os.cpu_count() or 1, _MOST_CPU_DEVICES, runs))
+    return max(1, min(len(cores()), _MOST_CPU_DEVICES, runs))
 
 
 def over_all_devices(mesh: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ __all__ = [
     "outcome",
     "register_resolver",
     "starts",
+    "turn",
     "write_json",
 ]
 
@@ -54,6 +55,14 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StudyError(f"{folder} is being written by another process; wait, or choose hydra.run.dir.") from None
+        yield
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait until no other process is inside, by a lock on a file."""
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

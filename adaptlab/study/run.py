@@ -23,7 +23,7 @@ from adaptlab.study.settings import Replication
 from adaptlab.study.training_probes import probed
 from adaptlab.train import Clock, Fitted, Run, Seat, Work, Writer, alone, course, fit_replicas, open_checkpoints
 
-__all__ = ["Task", "run_members", "run_tasks", "value"]
+__all__ = ["Task", "run_members", "run_tasks", "run_unfinished", "value"]
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +113,11 @@ def run_tasks(
         _run_due(lab, [t for i, t in enumerate(running) if i not in kept], folder, replication, programs, until, True)
         running = [t for i, t in enumerate(running) if i in kept]
     _run_due(lab, running, folder, replication, programs, None)
+
+
+def run_unfinished(lab: Lab, tasks: Sequence[Task], folder: Path, replication: Replication) -> None:
+    """Run what has not finished to its end; see `run_tasks`, which also says what is run."""
+    _run_due(lab, tasks, folder, replication, {}, None)
 
 
 def _run_due(

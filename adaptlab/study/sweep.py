@@ -8,20 +8,23 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import pyarrow as pa
 
-from adaptlab import config, report
-from adaptlab.runtime import split_cpu
+from adaptlab import config, hosts, report
+from adaptlab.runtime import cpu_devices_given, split_cpu
+from adaptlab.study import crew as crews
 from adaptlab.study import folder as folders
 from adaptlab.study.devices import cpu_devices, over_all_devices
 from adaptlab.study.halving import Halving
 from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
+from adaptlab.study.programs import plan
 from adaptlab.study.run import Task, run_tasks
 from adaptlab.study.settings import Replication
 
@@ -89,18 +92,30 @@ def together(
         ]
         labs.setdefault(config.config_hash(settings), (settings, []))[1].extend(tasks)
     log.info("%d jobs have %d runs on %d base%s", *_counts(jobs, labs))
-    split_cpu(devices or _cpu_devices([tasks for _, tasks in labs.values()], replication))
+    parts = devices or _cpu_devices([tasks for _, tasks in labs.values()], replication)
+    split_cpu(parts)
     failed: dict[Path, Exception] = {}
     shared: list[tuple[dict[str, Any], Lab]] = []
-    for settings, tasks in labs.values():
-        lab = load_lab(settings | {"mesh": over_all_devices(settings["mesh"])})
-        try:
-            run_tasks(lab, tasks, folder, replication, halving)
-        except folders.StudyError as error:
-            log.error("%s", error)
-            missing = [task.home for task in tasks if not task.result]
-            failed |= {job.folder: error for job in jobs if any(home.is_relative_to(job.folder) for home in missing)}
-        shared.append((settings, lab._replace(params=None, figures=False)))  # nothing is left to train
+    with ExitStack() as stack:
+        many = parts > 1 and _by_processes(replication, halving, [settings["mesh"] for settings, _ in labs.values()])
+        crew = stack.enter_context(crews.crew(parts)) if many else None
+        for settings, tasks in labs.values():
+            unfinished = [task for task in tasks if not task.result]
+            if crew and unfinished:
+                crew.open(settings)
+            lab = load_lab(settings | {"mesh": over_all_devices(settings["mesh"])})
+            try:
+                if crew and unfinished:
+                    plan(lab, [task.member for task in unfinished])
+                    lab = lab._replace(params=None)
+                    crew.run(unfinished, folder, replication)
+                else:
+                    run_tasks(lab, tasks, folder, replication, halving)
+            except folders.StudyError as error:
+                log.error("%s", error)
+                missing = [t.home for t in tasks if not t.result]
+                failed |= {j.folder: error for j in jobs if any(home.is_relative_to(j.folder) for home in missing)}
+            shared.append((settings, lab._replace(params=None, figures=False)))  # nothing is left to train
     with sharing(shared):
         yield failed
 
@@ -127,6 +142,13 @@ def _cpu_devices(groups: Sequence[Sequence[Task]], replication: Replication) -> 
         return 1
     runs = Counter((i, task.member.program) for i, tasks in enumerate(groups) for task in tasks)
     return cpu_devices(min(runs.values()))
+
+
+def _by_processes(replication: Replication, halving: Halving | None, meshes: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the parts of a CPU are processes: each run has one device, and nobody says how runs are arranged."""
+    said = replication.how != "auto" or replication.slots is not None or cpu_devices_given()
+    one = all(size in (1, None) for mesh in meshes for axis, size in mesh.items() if axis != "_target_")
+    return not said and one and halving is None and hosts.count() == 1 and jax.default_backend() == "cpu"
 
 
 def _counts(jobs: Sequence[Job], labs: Mapping[str, Any]) -> tuple[int, int, int, str]:

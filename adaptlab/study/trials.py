@@ -3,22 +3,22 @@
 import hashlib
 import json
 import logging
-import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from adaptlab import hosts, tree
+from adaptlab import hosts, runtime, tree
 from adaptlab.flops import count_flops
 from adaptlab.source import cache_dir
-from adaptlab.study.folder import write_json
+from adaptlab.study.devices import cores
+from adaptlab.study.folder import turn, write_json
 from adaptlab.study.lab import Lab
 from adaptlab.study.members import Member
 from adaptlab.study.settings import Replication
-from adaptlab.train import How, Program, Replicas, compile_replicas, device_numbers
+from adaptlab.train import How, Program, Replicas, compile_program, compile_replicas, device_numbers
 
 __all__ = ["Bench", "decide"]
 
@@ -74,12 +74,25 @@ class Bench:
             times.append(time.perf_counter() - begun)
         return min(times[1:]) / n
 
+    def seconds_alone(self) -> float:
+        """The time of an update of one run by itself, the fastest of a few."""
+        scalars = device_numbers(self.member.numbers, self.member.seed, self.base)
+        batch = self.lab.put(self.batch)
+        step = compile_program(self.program, *scalars, self.base, batch, self.moments).program.step
+        state, times = self.program.init(*scalars, self.base, self.moments), []
+        for _ in range(1 + _TRIAL_STEPS):
+            begun = time.perf_counter()
+            state, metrics = step(*scalars, state, self.base, batch)
+            jax.block_until_ready((state, metrics))
+            times.append(time.perf_counter() - begun)
+        return min(times[1:])
+
     def identity(self, count: int, replication: Replication) -> str:
         """What a decision depends on: program, base, shapes, and what the machine can do."""
         device = jax.devices()[0]
         shapes = [(x.shape, str(x.dtype)) for x in jax.tree.leaves(self.batch)]
         parts = [self.member.program, self.lab.pretrained.fingerprint, shapes, self.replica, count, replication]
-        machine = [jax.__version__, device.platform, device.device_kind, jax.device_count(), os.cpu_count()]
+        machine = [jax.__version__, device.platform, device.device_kind, jax.device_count(), len(cores())]
         return hashlib.sha256(json.dumps([*parts, *machine]).encode()).hexdigest()
 
 
@@ -96,7 +109,11 @@ def decide(bench: Bench, count: int, folder: Path, replication: Replication) -> 
       folder: the study's, or the sweep's.
       replication: see `Replication`.
     """
-    path = folder / "programs.json"
+    with turn(folder / "programs.lock"):  # processes of one sweep decide once
+        return _decided(bench, count, folder / "programs.json", replication)
+
+
+def _decided(bench: Bench, count: int, path: Path, replication: Replication) -> tuple[int, Any]:
     known = json.loads(path.read_text()) if path.exists() else {}
     key = hashlib.sha256(bench.member.program.encode()).hexdigest()[:16]
     if key in known:
@@ -111,7 +128,7 @@ def decide(bench: Bench, count: int, folder: Path, replication: Replication) -> 
     return slots, how
 
 
-def _measured(bench: Bench, count: int, replication: Replication) -> tuple[int, How]:
+def _measured(bench: Bench, count: int, replication: Replication) -> tuple[int, How | Literal["alone"]]:
     """Return what was, or is now, measured to be fastest."""
     path = cache_dir() / "programs" / f"{bench.identity(count, replication)}.json"
     if kept := hosts.agreed(lambda: json.loads(path.read_text()) if path.exists() else None):
@@ -126,28 +143,32 @@ def _measured(bench: Bench, count: int, replication: Replication) -> tuple[int, 
     return slots, how
 
 
-def _fastest(bench: Bench, wanted: int, replication: Replication) -> tuple[int, How, dict[str, float]]:
+def _fastest(
+    bench: Bench, wanted: int, replication: Replication
+) -> tuple[int, How | Literal["alone"], dict[str, float]]:
     """Measure which is faster, batching or taking turns, and whether batching more of them helps.
 
     On an accelerator small runs fill the chip together; on a CPU more of them at a time may only fill its caches.
-    Among slots that take turns, more are no faster.
+    Among slots that take turns, more are no faster; on one device they need no slots.
 
     Returns:
-      Slots, how, and what an update took by `"among <slots> by <how>"`.
+      Slots, how, and what an update took by `"among <slots> by <how>"` or `"alone"`.
     """
     seconds: dict[str, float] = {}
 
-    def timed(slots: int, how: How) -> float:
-        among = f"among {slots} by {how}"
+    def timed(slots: int, how: How | Literal["alone"]) -> float:
+        among = "alone" if how == "alone" else f"among {slots} by {how}"
         if among not in seconds:
-            mine = bench.seconds(bench.replicas(slots, how))
+            mine = bench.seconds_alone() if how == "alone" else bench.seconds(bench.replicas(slots, how))
             seconds[among] = hosts.agreed(lambda: mine)
         return seconds[among]
 
-    most = {how: _fit(bench, wanted, how, replication) for how in ("vmap", "map")}
+    turns: Literal["map", "alone"] = "alone" if bench.replica == 1 and replication.slots is None else "map"
+    most = {"vmap": _fit(bench, wanted, "vmap", replication)}
+    most[turns] = 1 if turns == "alone" else _fit(bench, wanted, turns, replication)
     few = {how: min(most[how], _FEW * bench.replica) for how in most}
-    if timed(few["map"], "map") < _CLEARLY * timed(few["vmap"], "vmap"):
-        return few["map"], "map", seconds
+    if timed(few[turns], turns) < _CLEARLY * timed(few["vmap"], "vmap"):
+        return few[turns], turns, seconds
     more = min(most["vmap"], _FEW * few["vmap"])
     if more > few["vmap"] and timed(more, "vmap") < _CLEARLY * timed(few["vmap"], "vmap"):
         return most["vmap"], "vmap", seconds
@@ -181,4 +202,4 @@ def _free_bytes() -> float:
     if limit := stats.get("bytes_limit"):
         return float(limit)
     available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(available.split()[1]) * 1024 / jax.local_device_count()
+    return int(available.split()[1]) * 1024 / jax.local_device_count() / runtime.sharers()

@@ -1,0 +1,139 @@
+"""A CPU's cores as processes: each runs its share of a sweep's members on cores of its own.
+
+Small runs share two cores badly inside one process: their programs wait for each other in one pool of threads, and
+whatever Python does (saving, writing, logging) lets every core wait. Here each process has its own base and its own
+copy of the program, takes its runs in turn, or batched where a trial says that this is faster, and writes into their
+folders itself. What a run comes to does not depend on the process that ran it.
+"""
+
+import logging
+import logging.handlers
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adaptlab import preempt, runtime
+from adaptlab.study.devices import cores
+from adaptlab.study.folder import StudyError
+from adaptlab.study.lab import Lab, load_lab
+from adaptlab.study.run import Task, run_unfinished
+from adaptlab.study.settings import Replication
+
+__all__ = ["Crew", "crew"]
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2  # how soon a notice to leave is passed on
+
+
+class Crew:
+    """Processes that wait for work; see `crew`."""
+
+    def __init__(self, pools: Sequence[ProcessPoolExecutor], pipes: Sequence[Connection]) -> None:
+        self._pools, self._pipes = pools, pipes
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Let every process load a lab, see `load_lab`; returns at once."""
+        for pool in self._pools:
+            pool.submit(_open, settings)
+
+    def run(self, tasks: Sequence[Task], folder: Path, replication: Replication) -> None:
+        """Run what has not finished, spread over the processes, in the lab that was opened last.
+
+        Raises:
+          StudyError: runs failed, after all others were given their chance; or a process died.
+          Preempted: this process was told to leave, and the states of all runs are saved.
+        """
+        due = [task for task in tasks if not task.result]
+        shares = [due[i :: len(self._pools)] for i in range(len(self._pools))]
+        log.info("%d processes on cores of their own take %s runs", len(shares), ", ".join(str(len(s)) for s in shares))
+        futures = [p.submit(_run, s, folder, replication) for p, s in zip(self._pools, shares, strict=True)]
+        self._wait(futures)
+        errors = [error for future in futures if (error := future.exception()) is not None]
+        for error in errors:
+            if isinstance(error, BrokenProcessPool):
+                error = StudyError("a process of the sweep died (out of memory?); the same command goes on from there")
+            if not isinstance(error, StudyError):
+                raise error
+        if errors:
+            raise StudyError("\n".join(str(error) for error in errors))
+
+    def _wait(self, futures: Sequence[Future[None]]) -> None:
+        told = False
+        while wait(futures, timeout=_POLL_SECONDS).not_done:
+            if preempt.noticed() and not told:
+                for pipe in self._pipes:
+                    pipe.send("leave")
+                told = True
+
+
+@contextmanager
+def crew(size: int) -> Iterator[Crew]:
+    """Start processes, each with an equal part of this one's cores; they end with this one, however that ends.
+
+    Args:
+      size: how many.
+    """
+    context = multiprocessing.get_context("forkserver")
+    records = context.Queue()
+    listener = logging.handlers.QueueListener(records, *logging.getLogger().handlers)
+    parts = np.array_split(sorted(cores()), size)
+    with ExitStack() as stack:
+        listener.start()
+        stack.callback(listener.stop)
+        pools, pipes = [], []
+        for index, part in enumerate(parts):
+            theirs, ours = context.Pipe(duplex=False)
+            pipes.append(stack.enter_context(ours))
+            start = (theirs, records, [int(core) for core in part], size, index == 0)
+            pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=start)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            pools.append(pool)
+        yield Crew(pools, pipes)
+
+
+def _start(told: Connection, records: Any, mine: Sequence[int], of: int, first: bool) -> None:
+    """What a process does before its first work."""
+    for number in preempt.SIGNALS:  # which the process that started it passes on
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_listen, args=(told,), daemon=True).start()
+    root = logging.getLogger()
+    root.handlers[:] = [logging.handlers.QueueHandler(records)]
+    root.setLevel(logging.WARNING)
+    if first:  # speaks for all
+        logging.getLogger(load_lab.__module__.rpartition(".")[0]).setLevel(logging.INFO)
+        logging.getLogger(load_lab.__module__).setLevel(logging.WARNING)  # this process has said it
+    runtime.take_cores(mine, of)
+    runtime.configure()
+
+
+def _listen(told: Connection) -> None:
+    """Leave when told to; end at once when the process that started this one has ended."""
+    try:
+        told.recv()
+        preempt.notice()
+        told.recv()
+    except EOFError:
+        os._exit(1)
+
+
+_OPENED: list[Lab] = []
+
+
+def _open(settings: Mapping[str, Any]) -> None:
+    _OPENED[:] = []
+    _OPENED.append(load_lab(settings))
+
+
+def _run(tasks: Sequence[Task], folder: Path, replication: Replication) -> None:
+    run_unfinished(_OPENED[0], tasks, folder, replication)
