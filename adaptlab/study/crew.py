@@ -26,8 +26,10 @@ from adaptlab import preempt, runtime
 from adaptlab.study.devices import cores
 from adaptlab.study.folder import StudyError
 from adaptlab.study.lab import Lab, load_lab
+from adaptlab.study.programs import share
 from adaptlab.study.run import Task, run_unfinished
 from adaptlab.study.settings import Replication
+from adaptlab.study.trials import decide
 
 __all__ = ["Crew", "crew"]
 
@@ -61,12 +63,11 @@ class Crew:
         self._wait(futures)
         errors = [error for future in futures if (error := future.exception()) is not None]
         for error in errors:
-            if isinstance(error, BrokenProcessPool):
-                error = StudyError("a process of the sweep died (out of memory?); the same command goes on from there")
-            if not isinstance(error, StudyError):
+            if not isinstance(error, StudyError | BrokenProcessPool):
                 raise error
+        died = "a process of the sweep died (out of memory?); the same command goes on from there"
         if errors:
-            raise StudyError("\n".join(str(error) for error in errors))
+            raise StudyError("\n".join(str(e) if isinstance(e, StudyError) else died for e in errors)) from errors[0]
 
     def _wait(self, futures: Sequence[Future[None]]) -> None:
         told = False
@@ -110,9 +111,9 @@ def _start(told: Connection, records: Any, mine: Sequence[int], of: int, first: 
     root = logging.getLogger()
     root.handlers[:] = [logging.handlers.QueueHandler(records)]
     root.setLevel(logging.WARNING)
-    if first:  # speaks for all
-        logging.getLogger(load_lab.__module__.rpartition(".")[0]).setLevel(logging.INFO)
-        logging.getLogger(load_lab.__module__).setLevel(logging.WARNING)  # this process has said it
+    logging.getLogger(decide.__module__).setLevel(logging.INFO)  # only one of them decides
+    if first:  # speaks for all of what they share
+        logging.getLogger(share.__module__).setLevel(logging.INFO)
     runtime.take_cores(mine, of)
     runtime.configure()
 

@@ -24,6 +24,9 @@ __all__ = ["Bench", "decide"]
 
 log = logging.getLogger(__name__)
 
+Way = How | Literal["alone"]
+"""How runs of a program step: in slots, or each by itself."""
+
 _FEW, _TRIAL_STEPS = 4, 2  # slots per device, and updates
 _CLEARLY = 0.95  # of a time is less
 _ROOM = 0.8  # of the memory that is free, what a program may take
@@ -128,7 +131,7 @@ def _decided(bench: Bench, count: int, path: Path, replication: Replication) -> 
     return slots, how
 
 
-def _measured(bench: Bench, count: int, replication: Replication) -> tuple[int, How | Literal["alone"]]:
+def _measured(bench: Bench, count: int, replication: Replication) -> tuple[int, Way]:
     """Return what was, or is now, measured to be fastest."""
     path = cache_dir() / "programs" / f"{bench.identity(count, replication)}.json"
     if kept := hosts.agreed(lambda: json.loads(path.read_text()) if path.exists() else None):
@@ -143,9 +146,7 @@ def _measured(bench: Bench, count: int, replication: Replication) -> tuple[int, 
     return slots, how
 
 
-def _fastest(
-    bench: Bench, wanted: int, replication: Replication
-) -> tuple[int, How | Literal["alone"], dict[str, float]]:
+def _fastest(bench: Bench, wanted: int, replication: Replication) -> tuple[int, Way, dict[str, float]]:
     """Measure which is faster, batching or taking turns, and whether batching more of them helps.
 
     On an accelerator small runs fill the chip together; on a CPU more of them at a time may only fill its caches.
@@ -156,14 +157,14 @@ def _fastest(
     """
     seconds: dict[str, float] = {}
 
-    def timed(slots: int, how: How | Literal["alone"]) -> float:
+    def timed(slots: int, how: Way) -> float:
         among = "alone" if how == "alone" else f"among {slots} by {how}"
         if among not in seconds:
             mine = bench.seconds_alone() if how == "alone" else bench.seconds(bench.replicas(slots, how))
             seconds[among] = hosts.agreed(lambda: mine)
         return seconds[among]
 
-    turns: Literal["map", "alone"] = "alone" if bench.replica == 1 and replication.slots is None else "map"
+    turns: Way = "alone" if bench.replica == 1 and replication.slots is None else "map"
     most = {"vmap": _fit(bench, wanted, "vmap", replication)}
     most[turns] = 1 if turns == "alone" else _fit(bench, wanted, turns, replication)
     few = {how: min(most[how], _FEW * bench.replica) for how in most}

@@ -36,6 +36,9 @@ class Bench:
     def seconds(self, replicas: Any) -> float:
         return (1.0 if replicas.how == self.faster else 2.0) * (self.crowded if replicas.slots > 4 else 1.0)
 
+    def seconds_alone(self) -> float:
+        return 2.0 if self.faster == "vmap" else 1.0
+
     def identity(self, count: int, replication: Replication) -> str:
         return f"{count}_{replication.memory_gib}"
 
@@ -51,9 +54,15 @@ def decided(count: int, folder: Path, bench: Bench | None = None, **options: Any
     return decide(bench or Bench(), count, folder, Replication(**options))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("faster", ["vmap", "map"])
-def test_the_faster_way_is_taken(faster: str, tmp_path: Path):
-    assert decided(8, tmp_path, Bench(faster=faster), memory_gib=100) == (4, faster)
+@pytest.mark.parametrize(("faster", "slots"), [("vmap", 8), ("map", 8)])
+def test_the_faster_way_is_taken(faster: str, slots: int, tmp_path: Path):
+    assert decided(8, tmp_path, Bench(2, faster), memory_gib=100) == (slots, faster)
+
+
+def test_runs_that_take_turns_on_one_device_need_no_slots_unless_asked_for(tmp_path: Path):
+    assert decided(8, tmp_path / "vmap", Bench(faster="vmap"), memory_gib=100) == (4, "vmap")
+    assert decided(8, tmp_path / "alone", memory_gib=101) == (1, "alone")
+    assert decided(8, tmp_path / "map", memory_gib=102, slots=3) == (3, "map")
 
 
 def test_more_slots_are_batched_only_if_that_is_faster(tmp_path: Path):
@@ -98,7 +107,7 @@ def test_a_resumed_study_repeats_its_decision_with_fewer_runs_left(tmp_path: Pat
     again = Bench(faster="vmap")
     assert decided(3, tmp_path, again, memory_gib=100) == first
     assert again.compiled == []
-    assert [kept["slots"] for kept in json.loads((tmp_path / "programs.json").read_text()).values()] == [4]
+    assert [kept["slots"] for kept in json.loads((tmp_path / "programs.json").read_text()).values()] == [1]
 
 
 def test_the_plan_names_the_keys_that_split_programs(caplog: pytest.LogCaptureFixture):

@@ -1,16 +1,20 @@
 """A sweep as one program, from the shell: the curves a run has alone, resumed in the same bits, nothing run twice."""
 
 import json
-import os
+import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from adaptlab.config import ConfigError
+from adaptlab.preempt import EXIT_CODE
 from adaptlab.report import read_journal
+from adaptlab.study.devices import cores
 from adaptlab.study.sweep import Job, together
 from tests.study.conftest import finish, start
 
@@ -46,8 +50,11 @@ def test_a_sweep_says_how_many_jobs_are_how_many_programs_and_why(whole: tuple[P
     assert "8 runs are 1 program" in output
     assert "8 runs that differ in optim.lr, optim.weight_decay, seed" in output
     assert "by vmap" in output
-    assert "by map" in output
-    assert f"spread over {min(os.cpu_count() or 1, 8)} cpu devices" in output or os.cpu_count() == 1
+    parts = min(len(cores()), 8)
+    if parts > 1:
+        assert re.search(r"an update takes [\d.]+ s alone, [\d.]+ s among 4 by vmap", output)
+        shares = ", ".join(str(len(range(i, 8, parts))) for i in range(parts))
+        assert f"{parts} processes on cores of their own take {shares} runs" in output
     assert "WARNING" not in output  # its jobs do not choose devices again
 
 
@@ -72,36 +79,82 @@ def test_a_member_has_the_curve_it_has_alone(
 ):
     finish([*ALONE.split(), *overrides], tmp_path, environment, "lr_schedule")
     (path,) = tmp_path.glob("runs/lr_schedule/*/runs/**/journal.jsonl")
-    jobs = journals(sweep_folder(whole[0]))
-    same = [rows for name, rows in jobs.items() if name.startswith("7/")]
     wanted = read_journal(path)
-    assert [row.step for row in same[0]] == [row.step for row in wanted]
-    for got, row in zip(same[0], wanted, strict=True):
-        assert got.metrics == pytest.approx(row.metrics, rel=1e-4)
+    finish([*JOBS, "hydra.launcher.how=vmap", *overrides], tmp_path, environment, "lr_schedule")
+    for folder in (sweep_folder(whole[0]), sweep_folder(tmp_path)):  # by processes, and in slots of one program
+        (same,) = (rows for name, rows in journals(folder).items() if name.startswith("7/"))
+        assert [row.step for row in same] == [row.step for row in wanted]
+        for got, row in zip(same, wanted, strict=True):
+            assert got.metrics == pytest.approx(row.metrics, rel=1e-4)
+
+
+def started(cwd: Path, overrides: list[str], environment: dict[str, str], least: int) -> subprocess.Popen[str]:
+    """Start the sweep and let it write so many lines of its about 160 of curves."""
+
+    def lines() -> int:
+        # Not "**": folders of checkpoints come and go meanwhile.
+        found = cwd.glob("runs/lr_schedule/*/*/runs/*/*/*/journal.jsonl")
+        return sum(len(p.read_bytes().splitlines()) for p in found)
+
+    process = start([*JOBS, *overrides], cwd, environment, "lr_schedule")
+    while lines() < least and process.poll() is None:
+        time.sleep(0.002)
+    assert process.poll() is None
+    return process
+
+
+def ended_as(whole: tuple[Path, str], cwd: Path, overrides: list[str], environment: dict[str, str]) -> None:
+    """Give the command again: it ends in the bits of an uninterrupted sweep, and runs nothing twice."""
+    done = {p: p.stat().st_mtime_ns for p in cwd.glob("runs/**/result.json")}
+    output = finish([*JOBS, *overrides], cwd, environment, "lr_schedule")
+    assert "Resuming the sweep" in output
+    assert all(p.stat().st_mtime_ns == then for p, then in done.items())
+    folder, wanted = sweep_folder(cwd), sweep_folder(whole[0])
+    assert journals(folder) == journals(wanted)
+    assert digests(folder) == digests(wanted)
+
+
+def members_of_the_crew(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The processes that the sweep's own has, without those that do not run anything of it."""
+    return [p for p in psutil.Process(process.pid).children(recursive=True) if len(p.cpu_affinity()) < len(cores())]
 
 
 def test_a_sweep_killed_at_any_moment_ends_in_the_same_bits_and_runs_nothing_twice(
     whole: tuple[Path, str], overrides: list[str], environment: dict[str, str], tmp_path: Path
 ):
-    def lines() -> int:
-        # Not "**": folders of checkpoints come and go meanwhile.
-        found = tmp_path.glob("runs/lr_schedule/*/*/runs/*/*/*/journal.jsonl")
-        return sum(len(p.read_bytes().splitlines()) for p in found)
-
-    for least in (20, 70):  # of about 160 lines of all curves
-        process = start([*JOBS, *overrides], tmp_path, environment, "lr_schedule")
-        while lines() < least and process.poll() is None:
-            time.sleep(0.002)
-        assert process.poll() is None
+    for least in (20, 70):
+        process = started(tmp_path, overrides, environment, least)
+        crew = members_of_the_crew(process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    done = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/**/result.json")}
-    output = finish([*JOBS, *overrides], tmp_path, environment, "lr_schedule")
-    assert "Resuming the sweep" in output
-    assert all(p.stat().st_mtime_ns == then for p, then in done.items())
-    folder, wanted = sweep_folder(tmp_path), sweep_folder(whole[0])
-    assert journals(folder) == journals(wanted)
-    assert digests(folder) == digests(wanted)
+        assert psutil.wait_procs(crew, timeout=10)[1] == []  # nobody goes on without it
+    ended_as(whole, tmp_path, overrides, environment)
+
+
+@pytest.mark.skipif(len(cores()) == 1, reason="one core: a sweep is one process")
+def test_a_sweep_told_to_leave_is_saved_by_all_its_processes(
+    whole: tuple[Path, str], overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    process = started(tmp_path, overrides, environment, 20)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == EXIT_CODE, output
+    ended_as(whole, tmp_path, overrides, environment)
+
+
+@pytest.mark.skipif(len(cores()) == 1, reason="one core: a sweep is one process")
+def test_a_process_of_a_sweep_that_dies_is_an_error_and_the_others_finish_theirs(
+    whole: tuple[Path, str], overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    process = started(tmp_path, overrides, environment, 20)
+    crew = members_of_the_crew(process)
+    assert len(crew) == min(len(cores()), 8)
+    crew[0].kill()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "a process of the sweep died (out of memory?); the same command goes on from there" in output
+    assert 4 <= len(digests(sweep_folder(tmp_path))) < 8
+    ended_as(whole, tmp_path, overrides, environment)
 
 
 @pytest.mark.slow
