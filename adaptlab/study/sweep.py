@@ -60,8 +60,8 @@ def together(
       schema: the study's dataclass.
       jobs: the jobs.
       folder: the sweep's.
-      options: the keys of the launcher: those of `Replication`; `halving`, see `Halving`; and `cpu_devices`, over how
-        many devices a CPU is split, each with a copy of the base and runs of its own (null: see `_cpu_devices`).
+      options: the keys of the launcher: those of `Replication`; `halving`, see `Halving`; and `cpu_devices`, into how
+        many parts a CPU is split, each with a copy of the base and runs of its own (null: see `_cpu_devices`).
 
     Yields:
       `{folder of a job: error}` of the jobs that have runs that failed.
