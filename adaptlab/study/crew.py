@@ -11,7 +11,9 @@ import logging.handlers
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -43,11 +45,11 @@ class Crew:
 
     def __init__(self, pools: Sequence[ProcessPoolExecutor], pipes: Sequence[Connection]) -> None:
         self._pools, self._pipes = pools, pipes
+        self._opening: list[Future[None]] = []
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Let every process load a lab, see `load_lab`; returns at once."""
-        for pool in self._pools:
-            pool.submit(_open, settings)
+        self._opening = [pool.submit(_open, settings) for pool in self._pools]
 
     def run(self, tasks: Sequence[Task], folder: Path, replication: Replication) -> None:
         """Run what has not finished, spread over the processes, in the lab that was opened last.
@@ -59,15 +61,20 @@ class Crew:
         due = [task for task in tasks if not task.result]
         shares = [due[i :: len(self._pools)] for i in range(len(self._pools))]
         log.info("%d processes on cores of their own take %s runs", len(shares), ", ".join(str(len(s)) for s in shares))
-        futures = [p.submit(_run, s, folder, replication) for p, s in zip(self._pools, shares, strict=True)]
+        # Of all, finished or not, and not of a process's own: all of them, and a resumed sweep, decide the same.
+        runs = Counter(task.member.program for task in tasks)
+        most = {program: -(-count // len(shares)) for program, count in runs.items()}
+        futures = [p.submit(_run, s, folder, replication, most) for p, s in zip(self._pools, shares, strict=True)]
         self._wait(futures)
-        errors = [error for future in futures if (error := future.exception()) is not None]
+        errors = [error for future in (*self._opening, *futures) if (error := future.exception()) is not None]
         for error in errors:
             if not isinstance(error, StudyError | BrokenProcessPool):
                 raise error
-        died = "a process of the sweep died (out of memory?); the same command goes on from there"
+        died = "A process of the sweep died (out of memory?); the same command goes on from there"
         if errors:
-            raise StudyError("\n".join(str(e) if isinstance(e, StudyError) else died for e in errors)) from errors[0]
+            raise StudyError(
+                "\n".join(dict.fromkeys(str(e) if isinstance(e, StudyError) else died for e in errors))
+            ) from errors[0]
 
     def _wait(self, futures: Sequence[Future[None]]) -> None:
         told = False
@@ -100,7 +107,12 @@ def crew(size: int) -> Iterator[Crew]:
             pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=start)
             stack.callback(pool.shutdown, cancel_futures=True)
             pools.append(pool)
-        yield Crew(pools, pipes)
+        try:
+            yield Crew(pools, pipes)
+        except BaseException:
+            for pipe in pipes:  # which ends the processes, whatever they do
+                pipe.close()
+            raise
 
 
 def _start(told: Connection, records: Any, mine: Sequence[int], of: int, first: bool) -> None:
@@ -125,6 +137,7 @@ def _listen(told: Connection) -> None:
         preempt.notice()
         told.recv()
     except EOFError:
+        sys.stdout.flush()
         os._exit(1)
 
 
@@ -136,5 +149,5 @@ def _open(settings: Mapping[str, Any]) -> None:
     _OPENED.append(load_lab(settings))
 
 
-def _run(tasks: Sequence[Task], folder: Path, replication: Replication) -> None:
-    run_unfinished(_OPENED[0], tasks, folder, replication)
+def _run(tasks: Sequence[Task], folder: Path, replication: Replication, most: Mapping[str, int]) -> None:
+    run_unfinished(_OPENED[0], tasks, folder, replication, most)

@@ -128,28 +128,27 @@ def training_program(lab: Lab, member: Member) -> Program:
     )
 
 
-def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replication) -> Shared:
+def share(lab: Lab, member: Member, count: int, folder: Path, replication: Replication) -> Shared:
     """Compile what members of one skeleton share.
 
     Args:
       lab: the study's.
-      members: those that have not finished.
+      member: any of them.
+      count: how many they are.
       folder: where it is kept how they run together.
       replication: see `Replication`.
     """
-    program = training_program(lab, members[0])
-    moments = (
-        open_moments(lab.base, lab.pretrained.fingerprint, lab.placement) if members[0].skeleton["carry"] else None
-    )
-    scalars = device_numbers(members[0].numbers, members[0].seed, lab.params)
+    program = training_program(lab, member)
+    moments = open_moments(lab.base, lab.pretrained.fingerprint, lab.placement) if member.skeleton["carry"] else None
+    scalars = device_numbers(member.numbers, member.seed, lab.params)
     base = program.prepare(scalars[0], lab.params)
-    _log_groups(lab, program, base, members[0], moments)
+    _log_groups(lab, program, base, member, moments)
     probe, more = run_probe(lab, program, base), training_probes(lab, program, base)
-    bench = Bench(lab, program, base, members[0], moments)
-    slots, how = decide(bench, len(members), folder, replication)
+    bench = Bench(lab, program, base, member, moments)
+    slots, how = decide(bench, count, folder, replication)
     if how == "alone":
         compiled = compile_program(program, *scalars, base, lab.put(bench.batch), moments)
-        log.info("%s: compiled in %.1f s", members[0].method, compiled.seconds)
+        log.info("%s: compiled in %.1f s", member.method, compiled.seconds)
         return Shared(
             *(compiled.program, base, None, probe, None, moments),
             *(compiled.flops, compiled.memory_bytes, compiled.seconds, more),
@@ -157,7 +156,7 @@ def share(lab: Lab, members: Sequence[Member], folder: Path, replication: Replic
     replicas = bench.replicas(slots, how)
     log.info(
         "%s: %d at a time by %s, %.2f GiB, compiled in %.1f s",
-        *(members[0].method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
+        *(member.method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
     )
     return Shared(
         *(program, base, replicas, probe, slots_probe(lab, program, base, replicas.how), moments),

@@ -115,9 +115,16 @@ def run_tasks(
     _run_due(lab, running, folder, replication, programs, None)
 
 
-def run_unfinished(lab: Lab, tasks: Sequence[Task], folder: Path, replication: Replication) -> None:
-    """Run what has not finished to its end; see `run_tasks`, which also says what is run."""
-    _run_due(lab, tasks, folder, replication, {}, None)
+def run_unfinished(
+    lab: Lab, tasks: Sequence[Task], folder: Path, replication: Replication, counts: Mapping[str, int]
+) -> None:
+    """Run what has not finished to its end, as a part of what `run_tasks` would run.
+
+    Args:
+      lab: as for `run_tasks`, and so are `tasks`, `folder` and `replication`.
+      counts: how many runs each program has, by `Member.program`: what is decided of it depends on that.
+    """
+    _run_due(lab, tasks, folder, replication, {}, None, counts=counts)
 
 
 def _run_due(
@@ -128,6 +135,7 @@ def _run_due(
     programs: dict[str, Shared],
     until: int | None,
     final: bool = False,
+    counts: Mapping[str, int] | None = None,
 ) -> None:
     """Run unfinished tasks to a step: there they pause, or end if that is `final`."""
     groups: dict[str, list[Task]] = {}
@@ -137,7 +145,9 @@ def _run_due(
     failures: dict[str, Exception] = {}
     for skeleton, group in groups.items():
         if skeleton not in programs:
-            programs[skeleton] = share(lab, [task.member for task in group], folder, replication)
+            programs[skeleton] = share(
+                lab, group[0].member, (counts or {}).get(skeleton, len(group)), folder, replication
+            )
         for task, outcome in _run_group(lab, group, programs[skeleton], until, final):
             if isinstance(outcome, Preempted):
                 raise outcome

@@ -108,7 +108,7 @@ def together(
                 if crew and unfinished:
                     plan(lab, [task.member for task in unfinished])
                     lab = lab._replace(params=None)
-                    crew.run(unfinished, folder, replication)
+                    crew.run(tasks, folder, replication)
                 else:
                     run_tasks(lab, tasks, folder, replication, halving)
             except folders.StudyError as error:
