@@ -22,8 +22,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adaptlab import preempt, runtime
 from adaptlab.study.devices import cores
 from adaptlab.study.folder import StudyError
@@ -90,12 +88,13 @@ def crew(size: int) -> Iterator[Crew]:
     """Start processes, each with an equal part of this one's cores; they end with this one, however that ends.
 
     Args:
-      size: how many.
+      size: how many; if there are more of them than cores, some share one.
     """
     context = multiprocessing.get_context("forkserver")
     records = context.Queue()
     listener = logging.handlers.QueueListener(records, *logging.getLogger().handlers)
-    parts = np.array_split(sorted(cores()), size)
+    mine = sorted(cores())
+    parts = [mine[index::size] or [mine[index % len(mine)]] for index in range(size)]
     with ExitStack() as stack:
         listener.start()
         stack.callback(listener.stop)
@@ -103,7 +102,7 @@ def crew(size: int) -> Iterator[Crew]:
         for index, part in enumerate(parts):
             theirs, ours = context.Pipe(duplex=False)
             pipes.append(stack.enter_context(ours))
-            start = (theirs, records, [int(core) for core in part], size, index == 0)
+            start = (theirs, records, part, size, index == 0)
             pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=start)
             stack.callback(pool.shutdown, cancel_futures=True)
             pools.append(pool)
