@@ -14,9 +14,9 @@ written to a file beforehand, which is not timed, nor does it save, checkpoint o
 adaptlab's sides do all of that within their time. Sides take turns, and each round begins with another. Compiled
 programs are in their caches (a run of each side that is not timed sees to that), or with `--cold` each side compiles
 anew into an empty one. On an AMD processor torch is helped (`mkl.py`). A ratio is the side's wall time over that of
-`vmap` in the same round: above 1, `vmap` is faster. CPU seconds are those of the process, all threads together; those of the processes
-that `vmap` splits a CPU into are not in them. At the
-end the last target losses of all runs are compared, run by run.
+`vmap` in the same round: above 1, `vmap` is faster. CPU seconds are those of the process, all threads together; those
+of the processes that `vmap` splits a CPU into are not in them. At the end the last target losses of all runs are
+compared, run by run.
 """
 
 import argparse
