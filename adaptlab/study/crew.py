@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class Crew:
         while wait(futures, timeout=_POLL_SECONDS).not_done:
             if preempt.noticed() and not told:
                 for pipe in self._pipes:
-                    pipe.send("leave")
+                    with suppress(OSError):  # one that has died
+                        pipe.send("leave")
                 told = True
 
 

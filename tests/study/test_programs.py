@@ -54,9 +54,9 @@ def decided(count: int, folder: Path, bench: Bench | None = None, **options: Any
     return decide(bench or Bench(), count, folder, Replication(**options))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize(("faster", "slots"), [("vmap", 8), ("map", 8)])
-def test_the_faster_way_is_taken(faster: str, slots: int, tmp_path: Path):
-    assert decided(8, tmp_path, Bench(2, faster), memory_gib=100) == (slots, faster)
+@pytest.mark.parametrize("faster", ["vmap", "map"])
+def test_the_faster_way_is_taken(faster: str, tmp_path: Path):
+    assert decided(8, tmp_path, Bench(2, faster), memory_gib=100) == (8, faster)
 
 
 def test_runs_that_take_turns_on_one_device_need_no_slots_unless_asked_for(tmp_path: Path):

@@ -131,6 +131,20 @@ def test_a_sweep_killed_at_any_moment_ends_in_the_same_bits_and_runs_nothing_twi
     ended_as(whole, tmp_path, overrides, environment)
 
 
+def test_slots_of_one_program_killed_end_in_the_same_bits_too(
+    overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    slots, (once, killed) = ["hydra.launcher.how=map", *overrides], (tmp_path / "once", tmp_path / "killed")
+    once.mkdir()
+    killed.mkdir()
+    whole = once, finish([*JOBS, *slots], once, environment, "lr_schedule")
+    assert "by map" in whole[1]
+    process = started(killed, slots, environment, 40)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    ended_as(whole, killed, slots, environment)
+
+
 @pytest.mark.skipif(len(cores()) == 1, reason="one core: a sweep is one process")
 def test_a_sweep_told_to_leave_is_saved_by_all_its_processes(
     whole: tuple[Path, str], overrides: list[str], environment: dict[str, str], tmp_path: Path
