@@ -1,5 +1,7 @@
 """What a process sets up once, before its first JAX computation."""
 
+import atexit
+import gc
 import logging
 import multiprocessing
 import os
@@ -19,6 +21,9 @@ def configure() -> None:
     On a CPU, decompositions (LAPACK, by SciPy's OpenBLAS) get one thread each unless `$OPENBLAS_NUM_THREADS` says
     otherwise: matrices here are small and many, and its threads wait for each other by spinning.
 
+    At its end the process does not look for garbage among what the system takes back as a whole: that is most of a
+    second.
+
     The cache is `$JAX_COMPILATION_CACHE_DIR` if that is set, otherwise a folder beside adaptlab's other cached
     files (`$ADAPTLAB_CACHE`, or the user's cache folder).
     """
@@ -30,6 +35,8 @@ def configure() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs are many
+    atexit.unregister(gc.freeze)  # once, however often this is called
+    atexit.register(gc.freeze)
 
 
 def split_cpu(devices: int) -> None:
