@@ -9,7 +9,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -50,8 +50,8 @@ ConfigStore.instance().store(group="hydra/launcher", name="vmap", node=VmapLaunc
 class VmapLauncher(Launcher):
     """Runs the jobs of a multirun that differ only in numbers as one program.
 
-    First all members of all jobs are trained, each into its own job's folder. Then the jobs are run one after the
-    other, as any launcher does; they find their members finished and write their results.
+    First all members of all jobs are trained, each into its own job's folder. A job is run, as by any launcher, when
+    its members have been: it finds them finished and writes its results.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -79,9 +79,15 @@ class VmapLauncher(Launcher):
         labels = [" ".join(filter_overrides(o)) for o in job_overrides]
         with ExitStack() as stack:
             jobs = [(_task(c), folder, label) for c, folder, label in zip(configs, folders, labels, strict=True)]
-            failed = stack.enter_context(together(jobs, Path(self.config.hydra.sweep.dir), self.options))
+            by_folder, done = dict(zip(folders, configs, strict=True)), {}
+
+            def finish_early(folder: Path) -> None:
+                with suppress(Exception, SystemExit):  # the same once more when all others have trained
+                    done[folder] = self._run(by_folder[folder])
+
+            failed = stack.enter_context(together(jobs, Path(self.config.hydra.sweep.dir), self.options, finish_early))
             return [
-                _failure(config, failed[folder]) if folder in failed else self._run(config)
+                _failure(config, failed[folder]) if folder in failed else done.get(folder) or self._run(config)
                 for config, folder in zip(configs, folders, strict=True)
             ]
 

@@ -117,8 +117,9 @@ def main(
     Args:
       name: the primary config.
       schema: a dataclass (or any callable): its fields are the config's top-level keys.
-      together: `([(config, run_dir, label)], sweep_dir, options) -> context manager`, which does the common work of the
-        jobs of a multirun; `hydra/launcher=vmap` enters it before it runs them.
+      together: `([(config, run_dir, label)], sweep_dir, options, finish_early) -> context manager`, which does the
+        common work of the jobs of a multirun; `hydra/launcher=vmap` enters it before it runs them. It may call
+        `finish_early(run_dir)` for a job whose part of the work is done, which then is run at once.
     """
 
     def checked(config: Any) -> Node:
@@ -168,7 +169,9 @@ def _jobs_together(
     """Return `together` for a launcher: it takes Hydra's configs, and leaves with what a user can mend."""
 
     @contextmanager
-    def run(jobs: Iterable[tuple[Any, Path, str]], sweep_dir: Path, options: Node) -> Iterator[Any]:
+    def run(
+        jobs: Iterable[tuple[Any, Path, str]], sweep_dir: Path, options: Node, finish_early: Callable[[Path], None]
+    ) -> Iterator[Any]:
         with ExitStack() as stack:
             nodes = []
             for number, (config, folder, label) in enumerate(jobs):
@@ -177,7 +180,7 @@ def _jobs_together(
                 except ConfigError as error:
                     _stop(ConfigError(f"Job {number} ({label}): {error}"))
             try:
-                outcome = stack.enter_context(together(nodes, sweep_dir, options))
+                outcome = stack.enter_context(together(nodes, sweep_dir, options, finish_early))
             except (ValueError, OSError) as error:
                 _stop(error)
             yield outcome

@@ -51,14 +51,14 @@ def app(
 
     def decorate(f: Callable[[Any, Path], Any]) -> Callable[[], Any]:
         @contextmanager
-        def together(jobs: Any, folder: Path, options: Any) -> Iterator[Any]:
+        def together(jobs: Any, folder: Path, options: Any, finish_early: Any) -> Iterator[Any]:
             from adaptlab.study import sweep  # heavy: not for --help
 
             runtime.configure()
             with ExitStack() as stack:
                 stack.enter_context(preempt.noticing())
                 try:
-                    work = sweep.together(schema, [sweep.Job(*job) for job in jobs], folder, options)
+                    work = sweep.together(schema, [sweep.Job(*job) for job in jobs], folder, options, finish_early)
                     failed = stack.enter_context(work)
                 except preempt.Preempted:
                     preempt.leave()

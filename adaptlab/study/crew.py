@@ -10,17 +10,18 @@ import logging
 import logging.handlers
 import multiprocessing
 import os
+import queue
 import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from adaptlab import preempt, runtime
 from adaptlab.study.devices import cores
@@ -29,6 +30,7 @@ from adaptlab.study.lab import Lab, load_lab
 from adaptlab.study.programs import share
 from adaptlab.study.run import Task, run_unfinished
 from adaptlab.study.settings import Replication
+from adaptlab.study.text import Text
 from adaptlab.study.trials import decide
 
 __all__ = ["Crew", "crew"]
@@ -46,11 +48,20 @@ class Crew:
         self._opening: list[Future[None]] = []
 
     def open(self, settings: Mapping[str, Any]) -> None:
-        """Let every process load a lab, see `load_lab`; returns at once."""
+        """Let every process open a base, see `load_lab`, and wait for its text; returns at once."""
         self._opening = [pool.submit(_open, settings) for pool in self._pools]
 
-    def run(self, tasks: Sequence[Task], folder: Path, replication: Replication) -> None:
+    def give(self, text: Text) -> None:
+        """Let every process have the text it waits for: to read it once is enough."""
+        self._tell(text)
+
+    def run(self, tasks: Sequence[Task], folder: Path, replication: Replication, meanwhile: Callable[[], bool]) -> None:
         """Run what has not finished, spread over the processes, in the lab that was opened last.
+
+        Args:
+          tasks: the runs.
+          folder: see `run_tasks`, and so is `replication`.
+          meanwhile: is called again and again while they run; says whether it did something.
 
         Raises:
           StudyError: runs failed, after all others were given their chance; or a process died.
@@ -63,7 +74,7 @@ class Crew:
         runs = Counter(task.member.program for task in tasks)
         most = {program: -(-count // len(shares)) for program, count in runs.items()}
         futures = [p.submit(_run, s, folder, replication, most) for p, s in zip(self._pools, shares, strict=True)]
-        self._wait(futures)
+        self._wait(futures, meanwhile)
         errors = [error for future in (*self._opening, *futures) if (error := future.exception()) is not None]
         for error in errors:
             if not isinstance(error, StudyError | BrokenProcessPool):
@@ -74,14 +85,18 @@ class Crew:
                 "\n".join(dict.fromkeys(str(e) if isinstance(e, StudyError) else died for e in errors))
             ) from errors[0]
 
-    def _wait(self, futures: Sequence[Future[None]]) -> None:
-        told = False
-        while wait(futures, timeout=_POLL_SECONDS).not_done:
+    def _wait(self, futures: Sequence[Future[None]], meanwhile: Callable[[], bool]) -> None:
+        told = busy = False
+        while wait(futures, timeout=0.0 if busy else _POLL_SECONDS).not_done:
             if preempt.noticed() and not told:
-                for pipe in self._pipes:
-                    with suppress(OSError):  # one that has died
-                        pipe.send("leave")
+                self._tell("leave")
                 told = True
+            busy = not told and meanwhile()
+
+    def _tell(self, what: Text | Literal["leave"]) -> None:
+        for pipe in self._pipes:
+            with suppress(OSError):  # one that has died
+                pipe.send(what)
 
 
 @contextmanager
@@ -131,22 +146,25 @@ def _start(told: Connection, records: Any, mine: Sequence[int], of: int, first: 
 
 
 def _listen(told: Connection) -> None:
-    """Leave when told to; end at once when the process that started this one has ended."""
+    """Take text, and leave when told to; end at once when the process that started this one has ended."""
     try:
-        told.recv()
-        preempt.notice()
-        told.recv()
+        while True:
+            if (what := told.recv()) == "leave":
+                preempt.notice()
+            else:
+                _TEXTS.put(what)
     except EOFError:
         sys.stdout.flush()
         os._exit(1)
 
 
+_TEXTS: queue.Queue[Text] = queue.Queue()
 _OPENED: list[Lab] = []
 
 
 def _open(settings: Mapping[str, Any]) -> None:
     _OPENED[:] = []
-    _OPENED.append(load_lab(settings))
+    _OPENED.append(load_lab(settings, _TEXTS.get))
 
 
 def _run(tasks: Sequence[Task], folder: Path, replication: Replication, most: Mapping[str, int]) -> None:

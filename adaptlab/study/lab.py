@@ -13,6 +13,7 @@ from adaptlab import config, data, hosts, leaf, measure, models, shard
 from adaptlab.models.stack import DTYPES
 from adaptlab.study.devices import over_all_devices
 from adaptlab.study.settings import Training
+from adaptlab.study.text import Text, load_text
 
 __all__ = [
     "Lab",
@@ -230,56 +231,46 @@ def shares_labs() -> bool:
     return bool(_SHARED.get())
 
 
-def load_lab(settings: Mapping[str, Any]) -> Lab:
-    """Load a lab from its part of a study's config."""
-    base, target, upstream = settings["base"], settings["target"], settings["upstream"]
+def load_lab(settings: Mapping[str, Any], text: Callable[[], Text] | None = None) -> Lab:
+    """Load a lab from its part of a study's config.
+
+    Args:
+      settings: see `lab_settings`.
+      text: returns the text of these settings, once the base has been opened; None loads it.
+    """
+    base = settings["base"]
     training, held_out, mesh = (config.instantiate(settings[name]) for name in ("training", "held_out", "mesh"))
     pretrained, placement, params = open_base(base, mesh)
     placement = trained_on(placement, training)
-    tokenizer = config.instantiate(base["tokenizer"])
     if training.length > pretrained.context:
         raise config.ConfigError(
             f"training.length={training.length} is longer than the {pretrained.context} tokens {pretrained.name} "
             f"was trained on."
         )
-
-    def domain(node: Mapping[str, Any], max_train_tokens: int | None) -> data.Domain:
-        return data.load_domain(
-            config.instantiate(node),
-            tokenizer,
-            training.length,
-            held_out=held_out.fraction,
-            max_train_tokens=max_train_tokens,
-            max_held_out_tokens=held_out.tokens,
-            max_document_tokens=held_out.max_document_tokens,
-        )
-
-    goal = domain(target, training.max_tokens)
-    kept = {name: domain(node, 0) for name, node in upstream.items()}
-    if goal.name in kept:
-        raise config.ConfigError(f"upstream.{goal.name} is also the target: what is trained on is not forgotten.")
+    loaded = text() if text else load_text(settings)
+    train = loaded.target.train
     lab = Lab(
         pretrained=pretrained,
         params=params,
         placement=placement,
-        measurement=measure.held_out_text(pretrained.model, tokenizer.token_bytes_V),
+        measurement=measure.held_out_text(pretrained.model, loaded.token_bytes_V),
         held_out={},
-        train=goal.train,
+        train=train,
         training=training,
         total_steps=training.duration.in_steps(
-            batch_size=training.batch_size, length=training.length, rows=len(goal.train.tokens)
+            batch_size=training.batch_size, length=training.length, rows=len(train.tokens)
         ),
         provenance={
             "base": origin(pretrained),
-            "corpora": {name: d.provenance for name, d in {goal.name: goal, **kept}.items()},
+            "corpora": {name: domain.provenance for name, domain in loaded.domains.items()},
         },
         base=base,
         updates=config.instantiate((settings.get("measure") or {}).get("updates")),
         probes=settings.get("measure"),
     )
-    for name, one in {goal.name: goal, **kept}.items():
-        batches = data.fixed_batches(one.held_out, held_out.batch_size)
+    for name, domain in loaded.domains.items():
+        batches = data.fixed_batches(domain.held_out, held_out.batch_size)
         lab.held_out[name] = [lab.put(batch) for batch in batches]
         counted = int(sum(np.sum(batch.weights) for batch in batches))
-        log.info("%s: %d held-out tokens measured, %d rows to train on", name, counted, len(one.train.tokens))
+        log.info("%s: %d held-out tokens measured, %d rows to train on", name, counted, len(domain.train.tokens))
     return lab

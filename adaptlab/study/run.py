@@ -48,6 +48,11 @@ class Task(NamedTuple):
     wandb: Mapping[str, Any]
 
     @property
+    def finished(self) -> bool:
+        """Whether it has a result."""
+        return (self.home / _RESULT).exists()
+
+    @property
     def result(self) -> dict[str, Any] | None:
         """What it came to, if it has finished."""
         path = self.home / _RESULT

@@ -9,6 +9,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -27,6 +28,7 @@ from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
 from adaptlab.study.programs import plan
 from adaptlab.study.run import Task, run_tasks
 from adaptlab.study.settings import Replication
+from adaptlab.study.text import Text, load_text
 
 __all__ = ["Job", "claim", "finish", "together"]
 
@@ -52,7 +54,11 @@ class Job(NamedTuple):
 
 @contextmanager
 def together(
-    schema: Callable[..., Any], jobs: Sequence[Job], folder: Path, options: Mapping[str, Any]
+    schema: Callable[..., Any],
+    jobs: Sequence[Job],
+    folder: Path,
+    options: Mapping[str, Any],
+    finish_early: Callable[[Path], None] = lambda folder: None,
 ) -> Iterator[dict[Path, Exception]]:
     """Train all members of all jobs, those of equal skeletons as one program; inside, the jobs can be finished.
 
@@ -62,6 +68,7 @@ def together(
       folder: the sweep's.
       options: the keys of the launcher: those of `Replication`; `halving`, see `Halving`; and `cpu_devices`, into how
         many parts a CPU is split, each with a copy of the base and runs of its own (null: see `_cpu_devices`).
+      finish_early: may be called with the folder of a job whose runs have ended while others' have not, once each.
 
     Yields:
       `{folder of a job: error}` of the jobs that have runs that failed.
@@ -100,24 +107,56 @@ def together(
         many = parts > 1 and _by_processes(replication, halving, [settings["mesh"] for settings, _ in labs.values()])
         crew = stack.enter_context(crews.crew(parts)) if many else None
         for settings, tasks in labs.values():
-            unfinished = [task for task in tasks if not task.result]
-            if crew and unfinished:
-                crew.open(settings)
-            lab = load_lab(settings | {"mesh": over_all_devices(settings["mesh"])})
+            working = crew if crew and any(not task.finished for task in tasks) else None
+            lab = _opened(settings, working)
+            trained = settings, lab._replace(params=None, figures=False)  # for what is left to do then
             try:
-                if crew and unfinished:
-                    plan(lab, [task.member for task in unfinished])
-                    lab = lab._replace(params=None)
-                    crew.run(tasks, folder, replication)
+                if working:
+                    plan(lab, [task.member for task in tasks if not task.finished])
+                    lab = None
+                    with sharing([trained]):
+                        working.run(tasks, folder, replication, _finishing(jobs, tasks, finish_early))
                 else:
                     run_tasks(lab, tasks, folder, replication, halving)
             except folders.StudyError as error:
                 log.error("%s", error)
-                missing = [t.home for t in tasks if not t.result]
+                missing = [t.home for t in tasks if not t.finished]
                 failed |= {j.folder: error for j in jobs if any(home.is_relative_to(j.folder) for home in missing)}
-            shared.append((settings, lab._replace(params=None, figures=False)))  # nothing is left to train
+            shared.append(trained)
     with sharing(shared):
         yield failed
+
+
+def _opened(settings: Mapping[str, Any], crew: crews.Crew | None) -> Lab:
+    """Open a lab, and let the crew open it too, with the text that is read here."""
+    wide = settings | {"mesh": over_all_devices(settings["mesh"])}
+    if crew is None:
+        return load_lab(wide)
+    crew.open(settings)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(load_text, settings)
+
+        def text() -> Text:
+            crew.give(coming.result())
+            return coming.result()
+
+        return load_lab(wide, text)
+
+
+def _finishing(jobs: Sequence[Job], tasks: Sequence[Task], finish: Callable[[Path], None]) -> Callable[[], bool]:
+    """Return a function that finishes a job whose runs have all ended, and says whether there was one."""
+    runs = {job.folder: [task for task in tasks if task.home.is_relative_to(job.folder)] for job in jobs}
+    left = {folder: mine for folder, mine in runs.items() if mine}
+
+    def one() -> bool:
+        ended = next((folder for folder, mine in left.items() if all(task.finished for task in mine)), None)
+        if ended is None:
+            return False
+        del left[ended]
+        finish(ended)
+        return True
+
+    return one
 
 
 def _rule(node: Any) -> Halving | None:

@@ -59,6 +59,20 @@ def test_jobs_are_as_hydra_composes_them_and_files_are_read_once(loader: Any, mo
     assert {"main", "data/text", "data/code"} <= set(once)
 
 
+def test_equal_lists_of_files_are_merged_once(loader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, merged = master(loader), []
+    merge = type(loader)._compose_config_from_defaults_list
+
+    def counted(self: Any, defaults: Any, repo: Any) -> Any:
+        merged.append([default.config_path for default in defaults])
+        return merge(self, defaults, repo)
+
+    monkeypatch.setattr(type(loader), merge.__name__, counted)
+    composed = composing_once(loader)
+    assert [composed(whole, job).lr for job in [*JOBS, ["lr=0.3", "data=text"]]] == [0.1, 0.2, 0.1, 0.3]
+    assert ["text" in str(files) for files in merged] == [True, False]
+
+
 def test_a_job_is_the_callers_to_change(loader: Any) -> None:
     whole, composed = master(loader), composing_once(loader)
     first = composed(whole, JOBS[1])

@@ -131,6 +131,25 @@ def test_a_sweep_killed_at_any_moment_ends_in_the_same_bits_and_runs_nothing_twi
     ended_as(whole, tmp_path, overrides, environment)
 
 
+@pytest.mark.skipif(len(cores()) == 1, reason="one core: a sweep is one process")
+def test_a_job_whose_runs_have_ended_is_finished_while_others_train(
+    overrides: list[str], environment: dict[str, str], tmp_path: Path
+):
+    jobs = ["-m", "adapt=full,lora", "seed=0,1,2,3", "hydra/launcher=vmap", *overrides]
+    process, early = start(jobs, tmp_path, environment, "lr_schedule"), []
+    while not early and process.poll() is None:
+        early = [*tmp_path.glob("runs/lr_schedule/*/*/summary.json")]
+        time.sleep(0.01)
+    process.kill()
+    output, _ = process.communicate()
+    assert early, output
+    folder = sweep_folder(tmp_path)
+    assert len(digests(folder)) < 8
+    output = finish(jobs, tmp_path, environment, "lr_schedule")
+    assert "has finished before" in output
+    assert len(digests(folder)) == len([*folder.glob("*/summary.json")]) == 8
+
+
 def test_slots_of_one_program_killed_end_in_the_same_bits_too(
     overrides: list[str], environment: dict[str, str], tmp_path: Path
 ):
