@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import logging
+import os
 import re
 import sys
 import unicodedata
@@ -178,11 +179,29 @@ def _rows(path: Path, encoding: str, delimiter: str) -> list[dict[str, str]]:
 
 
 def _found(folder: Path, pattern: str, exclude: Sequence[str]) -> Iterator[Path]:
-    names = sorted(file.relative_to(folder).as_posix() for file in folder.glob(pattern) if file.is_file())
-    kept = [n for n in names if not any(fnmatch(part, e) for part in n.split("/") for e in exclude)]
-    if not kept:
-        raise ValueError(f"no file in {folder} matches {pattern!r} ({len(names)} before exclude={list(exclude)})")
-    return (folder / name for name in kept)
+    """The files that match a pattern of `Path.glob`, in the order of their paths; excluded folders are not entered."""
+    names = sorted(set(_matching(str(folder), pattern.split("/"), exclude)))
+    if not names:
+        before = sum(file.is_file() for file in folder.glob(pattern))
+        raise ValueError(f"no file in {folder} matches {pattern!r} ({before} before exclude={list(exclude)})")
+    return (folder / name for name in names)
+
+
+def _matching(folder: str, parts: Sequence[str], exclude: Sequence[str]) -> Iterator[str]:
+    """Paths inside a folder by the parts of a pattern, with repetitions if there is more than one `**`."""
+    first, *rest = parts
+    with os.scandir(folder) as entries:
+        there = [e for e in entries if not any(fnmatch(e.name, pattern) for pattern in exclude)]
+    if first == "**":
+        yield from _matching(folder, rest, exclude) if rest else ()
+        below = [(e, parts) for e in there if e.is_dir(follow_symlinks=False)]
+    elif rest:
+        below = [(e, rest) for e in there if fnmatch(e.name, first) and e.is_dir()]
+    else:
+        yield from (e.name for e in there if fnmatch(e.name, first) and e.is_file())
+        return
+    for entry, inside in below:
+        yield from (f"{entry.name}/{name}" for name in _matching(entry.path, inside, exclude))
 
 
 def _decoded(path: Path, encoding: str) -> str:

@@ -68,6 +68,16 @@ def test_files_become_documents_in_the_order_of_their_paths(tmp_path: Path, capl
     assert "latin.py" in caplog.text
 
 
+@pytest.mark.parametrize("pattern", ["**/*.py", "*.py", "a/*.py", "**/b/**/*.py", "a/**/*.py", "**/[xy].*", "*/?/*"])
+def test_patterns_mean_what_they_mean_to_pathlib(tmp_path: Path, pattern: str):
+    names = ["x.py", "y.txt", "a/x.py", "a/b/x.py", "a/b/c/d/y.py", "b/y.txt", "c/a/x.py", "a/.hidden.py"]
+    folder = tree(tmp_path / "here", {name: name.encode() for name in names})
+    (folder / "a" / "dangling.py").symlink_to(folder / "nowhere")
+    (folder / "linked").symlink_to(tree(tmp_path / "elsewhere", {"b/x.py": b"linked/b/x.py"}))
+    wanted = sorted(p.relative_to(folder).as_posix() for p in folder.glob(pattern) if p.is_file())
+    assert folder_corpus(local(folder), "code", pattern=pattern).documents == tuple(wanted)
+
+
 def test_a_pattern_that_finds_nothing_is_an_error_that_counts_before_excluding(tmp_path: Path):
     tree(tmp_path, {"a.py": b"a"})
     with pytest.raises(ValueError, match=r"matches '\*\*/\*\.rs' \(0 before"):
