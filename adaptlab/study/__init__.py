@@ -29,7 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "numerics": ["between_seeds", "check_devices", "make_arms", "part_of_devices", "run_arms"],
         "provenance": ["passport", "publish"],
         "reward": ["base_losses", "reward_value", "trained_parameters"],
-        "run": ["run_members", "value"],
+        "run": ["value"],
         "search": [
             "Configuration",
             "Space",
@@ -40,6 +40,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "search_value",
             "with_fresh_text",
         ],
+        "spread": ["run_members"],
         "settings": ["Base", "HeldOut", "Measured", "Method", "Probed", "Replication", "Training", "Wandb"],
     },
 )

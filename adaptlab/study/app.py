@@ -70,6 +70,7 @@ def app(
             from adaptlab.study.devices import cpu_devices
             from adaptlab.study.lab import shares_labs
             from adaptlab.study.members import check_runs
+            from adaptlab.study.spread import by_processes
 
             runtime.configure()
             study = schema(**node)
@@ -83,7 +84,10 @@ def app(
                     return done["value"]
                 alone = hosts.count() == 1 and not shares_labs()
                 if runs is not None and alone:  # before anything asks JAX for its devices
-                    runtime.split_cpu(cpu_devices(runs(study)))
+                    parts = cpu_devices(runs(study))
+                    runtime.split_cpu(parts)
+                    if parts > 1 and by_processes(config.instantiate(study.replication), node["mesh"]):
+                        runtime.expect_crew()
                 surroundings = report.surroundings() | {"mesh": node.get("mesh")}
                 for change in folders.open_folder(folder, node, surroundings):
                     log.warning("Resumed, but what the numbers depend on has changed: %s", change)

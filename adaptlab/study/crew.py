@@ -55,7 +55,13 @@ class Crew:
         """Let every process have the text it waits for: to read it once is enough."""
         self._tell(text)
 
-    def run(self, tasks: Sequence[Task], folder: Path, replication: Replication, meanwhile: Callable[[], bool]) -> None:
+    def run(
+        self,
+        tasks: Sequence[Task],
+        folder: Path,
+        replication: Replication,
+        meanwhile: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Run what has not finished, spread over the processes, in the lab that was opened last.
 
         Args:
@@ -79,7 +85,7 @@ class Crew:
         for error in errors:
             if not isinstance(error, StudyError | BrokenProcessPool):
                 raise error
-        died = "A process of the sweep died (out of memory?); the same command goes on from there"
+        died = "A process died (out of memory?); the same command goes on from there"
         if errors:
             raise StudyError(
                 "\n".join(dict.fromkeys(str(e) if isinstance(e, StudyError) else died for e in errors))

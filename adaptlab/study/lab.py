@@ -49,6 +49,8 @@ class Lab(NamedTuple):
       figures: whether studies in it draw figures; the jobs of a sweep leave that to the sweep.
       updates: what is measured of updates while training; None measures nothing of them.
       probes: the config of what else is measured while training, see `Probed`; None measures nothing else.
+      text: what it was made of, on the host.
+      spread: if its runs are spread over devices: the settings of the same lab without, see `lab_settings`.
     """
 
     pretrained: models.Pretrained
@@ -64,6 +66,8 @@ class Lab(NamedTuple):
     figures: bool = True
     updates: measure.MeasuredUpdates | None = None
     probes: Mapping[str, Any] | None = None
+    text: Text | None = None
+    spread: Mapping[str, Any] | None = None
 
     @property
     def target(self) -> str:
@@ -184,7 +188,9 @@ def open_lab(study: Any, *, spread: bool = False) -> Lab:
     settings = lab_settings(study)
     if (shared := _SHARED.get().get(config.config_hash(settings))) is not None:
         return shared
-    return load_lab(settings | {"mesh": over_all_devices(settings["mesh"])} if spread else settings)
+    if not spread:
+        return load_lab(settings)
+    return load_lab(settings | {"mesh": over_all_devices(settings["mesh"])})._replace(spread=settings)
 
 
 def apart(lab: Lab) -> list[Lab]:
@@ -267,6 +273,7 @@ def load_lab(settings: Mapping[str, Any], text: Callable[[], Text] | None = None
         base=base,
         updates=config.instantiate((settings.get("measure") or {}).get("updates")),
         probes=settings.get("measure"),
+        text=loaded,
     )
     for name, domain in loaded.domains.items():
         batches = data.fixed_batches(domain.held_out, held_out.batch_size)

@@ -23,7 +23,7 @@ from adaptlab.study.settings import Replication
 from adaptlab.study.training_probes import probed
 from adaptlab.train import Clock, Fitted, Run, Seat, Work, Writer, alone, course, fit_replicas, open_checkpoints
 
-__all__ = ["Task", "run_members", "run_tasks", "run_unfinished", "value"]
+__all__ = ["Task", "run_tasks", "run_unfinished", "unfinished", "value"]
 
 log = logging.getLogger(__name__)
 
@@ -59,27 +59,16 @@ class Task(NamedTuple):
         return json.loads(path.read_text()) if path.exists() else None
 
 
-def run_members(
-    lab: Lab,
-    members: Iterable[Member],
-    folder: Path,
-    wandb: Mapping[str, Any],
-    replication: Replication = Replication(),  # noqa: B008 (a constant)
-    halving: Halving | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Run the members of a study and return `{name: result}`. Finished ones are not run again.
-
-    Args:
-      lab: what they share.
-      members: the runs.
-      folder: the study's; each member has `runs/<name>` in it.
-      wandb: the settings of the W&B mirror, see `Wandb`.
-      replication: how members that differ only in numbers are run together.
-      halving: ends the worse runs early, see `Halving`.
-    """
-    tasks = [Task(m, folder / "runs" / m.name, f"{folder.name}/{m.name}", folder.name, wandb) for m in members]
-    run_tasks(lab, tasks, folder, replication, halving)
-    return {task.member.name: task.result for task in tasks if task.result}
+def unfinished(lab: Lab, tasks: Sequence[Task]) -> list[Task]:
+    """Return what is left to run, and say so: how many programs it is, and what has finished before."""
+    left = []
+    for task in tasks:
+        if task.finished:
+            log.info("%s has finished before", task.name)
+        else:
+            left.append(task)
+    plan(lab, [task.member for task in left])
+    return left
 
 
 def run_tasks(
@@ -98,10 +87,7 @@ def run_tasks(
       StudyError: runs failed, after all others were given their chance; names them and their errors.
       Preempted: the process was told to leave, and the states of all runs are saved.
     """
-    for task in tasks:
-        if task.result:
-            log.info("%s has finished before", task.name)
-    plan(lab, [task.member for task in tasks if not task.result])
+    unfinished(lab, tasks)
     programs: dict[str, Shared] = {}
     running = list(tasks)
     metric = (halving.metric if halving else None) or f"held_out/{lab.target}/loss"

@@ -8,26 +8,25 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import pyarrow as pa
 
-from adaptlab import config, hosts, report
-from adaptlab.runtime import cpu_devices_given, split_cpu
+from adaptlab import config, report
+from adaptlab.runtime import split_cpu
 from adaptlab.study import crew as crews
 from adaptlab.study import folder as folders
 from adaptlab.study.devices import cpu_devices, over_all_devices
 from adaptlab.study.halving import Halving
 from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
-from adaptlab.study.programs import plan
-from adaptlab.study.run import Task, run_tasks
+from adaptlab.study.run import Task, run_tasks, unfinished
 from adaptlab.study.settings import Replication
+from adaptlab.study.spread import by_processes
 from adaptlab.study.text import Text, load_text
 
 __all__ = ["Job", "claim", "finish", "together"]
@@ -104,7 +103,7 @@ def together(
     failed: dict[Path, Exception] = {}
     shared: list[tuple[dict[str, Any], Lab]] = []
     with ExitStack() as stack:
-        many = parts > 1 and _by_processes(replication, halving, [settings["mesh"] for settings, _ in labs.values()])
+        many = parts > 1 and halving is None and all(by_processes(replication, s["mesh"]) for s, _ in labs.values())
         crew = stack.enter_context(crews.crew(parts)) if many else None
         for settings, tasks in labs.values():
             working = crew if crew and any(not task.finished for task in tasks) else None
@@ -112,7 +111,7 @@ def together(
             trained = settings, lab._replace(params=None, figures=False)  # for what is left to do then
             try:
                 if working:
-                    plan(lab, [task.member for task in tasks if not task.finished])
+                    unfinished(lab, tasks)
                     lab = None
                     with sharing([trained]):
                         working.run(tasks, folder, replication, _finishing(jobs, tasks, finish_early))
@@ -181,13 +180,6 @@ def _cpu_devices(groups: Sequence[Sequence[Task]], replication: Replication) -> 
         return 1
     runs = Counter((i, task.member.program) for i, tasks in enumerate(groups) for task in tasks)
     return cpu_devices(min(runs.values()))
-
-
-def _by_processes(replication: Replication, halving: Halving | None, meshes: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the parts of a CPU are processes: each run has one device, and nobody says how runs are arranged."""
-    said = replication.how != "auto" or replication.slots is not None or cpu_devices_given()
-    one = all(size in (1, None) for mesh in meshes for axis, size in mesh.items() if axis != "_target_")
-    return not said and one and halving is None and hosts.count() == 1 and jax.default_backend() == "cpu"
 
 
 def _counts(jobs: Sequence[Job], labs: Mapping[str, Any]) -> tuple[int, int, int, str]:

@@ -16,8 +16,8 @@ from adaptlab.study.ladder.labs import TOKENIZER, LadderText, adaptation_lab, la
 from adaptlab.study.ladder.plan import Cell, LadderPlan
 from adaptlab.study.ladder.sizes import Rung
 from adaptlab.study.members import members
-from adaptlab.study.run import run_members
 from adaptlab.study.settings import Replication, Training
+from adaptlab.study.spread import run_members
 
 __all__ = ["adapt_rung", "keep_bases", "pretrain_rung", "run_rung"]
 
