@@ -50,13 +50,13 @@ def run_members(
       halving: ends the worse runs early, see `Halving`.
     """
     tasks = [Task(m, folder / "runs" / m.name, f"{folder.name}/{m.name}", folder.name, wandb) for m in members]
-    parts = lab.placement.mesh.shape["replica"]
-    spread = lab.spread is not None and parts > 1 and by_processes(replication, lab.spread["mesh"])
-    if spread and halving is None and any(not task.finished for task in tasks):
+    alone, text, parts = lab.spread, lab.text, lab.placement.mesh.shape["replica"]
+    due = parts > 1 and halving is None and any(not task.finished for task in tasks)
+    if due and alone is not None and text is not None and by_processes(replication, alone["mesh"]):
         unfinished(lab, tasks)
         with crew(parts) as processes:
-            processes.open(lab.spread)
-            processes.give(lab.text)
+            processes.open(alone)
+            processes.give(text)
             processes.run(tasks, folder, replication)
     else:
         run_tasks(lab, tasks, folder, replication, halving)

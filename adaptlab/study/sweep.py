@@ -128,7 +128,7 @@ def together(
 
 def _opened(settings: Mapping[str, Any], crew: crews.Crew | None) -> Lab:
     """Open a lab, and let the crew open it too, with the text that is read here."""
-    wide = settings | {"mesh": over_all_devices(settings["mesh"])}
+    wide = dict(settings) | {"mesh": over_all_devices(settings["mesh"])}
     if crew is None:
         return load_lab(wide)
     crew.open(settings)
