@@ -16,7 +16,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -92,12 +92,22 @@ class Crew:
             ) from errors[0]
 
     def _wait(self, futures: Sequence[Future[None]], meanwhile: Callable[[], bool]) -> None:
-        told = busy = False
-        while wait(futures, timeout=0.0 if busy else _POLL_SECONDS).not_done:
-            if preempt.noticed() and not told:
-                self._tell("leave")
-                told = True
-            busy = not told and meanwhile()
+        ended = threading.Event()
+
+        def pass_on() -> None:  # in a thread of its own: what is done meanwhile may take long
+            while not ended.wait(_POLL_SECONDS):
+                if preempt.noticed():
+                    self._tell("leave")
+                    return
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(pass_on)
+            try:
+                busy = False
+                while wait(futures, timeout=0.0 if busy else _POLL_SECONDS).not_done:
+                    busy = not preempt.noticed() and meanwhile()
+            finally:
+                ended.set()
 
     def _tell(self, what: Text | Literal["leave"]) -> None:
         for pipe in self._pipes:

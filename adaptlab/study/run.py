@@ -23,7 +23,7 @@ from adaptlab.study.settings import Replication
 from adaptlab.study.training_probes import probed
 from adaptlab.train import Clock, Fitted, Run, Seat, Work, Writer, alone, course, fit_replicas, open_checkpoints
 
-__all__ = ["Task", "run_tasks", "run_unfinished", "unfinished", "value"]
+__all__ = ["Task", "announce", "run_tasks", "run_unfinished", "value"]
 
 log = logging.getLogger(__name__)
 
@@ -59,16 +59,12 @@ class Task(NamedTuple):
         return json.loads(path.read_text()) if path.exists() else None
 
 
-def unfinished(lab: Lab, tasks: Sequence[Task]) -> list[Task]:
-    """Return what is left to run, and say so: how many programs it is, and what has finished before."""
-    left = []
+def announce(lab: Lab, tasks: Sequence[Task]) -> None:
+    """Say what has finished before, and how many programs the rest is, see `plan`."""
     for task in tasks:
         if task.finished:
             log.info("%s has finished before", task.name)
-        else:
-            left.append(task)
-    plan(lab, [task.member for task in left])
-    return left
+    plan(lab, [task.member for task in tasks if not task.finished])
 
 
 def run_tasks(
@@ -87,7 +83,7 @@ def run_tasks(
       StudyError: runs failed, after all others were given their chance; names them and their errors.
       Preempted: the process was told to leave, and the states of all runs are saved.
     """
-    unfinished(lab, tasks)
+    announce(lab, tasks)
     programs: dict[str, Shared] = {}
     running = list(tasks)
     metric = (halving.metric if halving else None) or f"held_out/{lab.target}/loss"

@@ -12,7 +12,7 @@ from adaptlab.study.crew import crew
 from adaptlab.study.halving import Halving
 from adaptlab.study.lab import Lab
 from adaptlab.study.members import Member
-from adaptlab.study.run import Task, run_tasks, unfinished
+from adaptlab.study.run import Task, announce, run_tasks
 from adaptlab.study.settings import Replication
 
 __all__ = ["by_processes", "run_members"]
@@ -53,7 +53,7 @@ def run_members(
     alone, text, parts = lab.spread, lab.text, lab.placement.mesh.shape["replica"]
     due = parts > 1 and halving is None and any(not task.finished for task in tasks)
     if due and alone is not None and text is not None and by_processes(replication, alone["mesh"]):
-        unfinished(lab, tasks)
+        announce(lab, tasks)
         with crew(parts) as processes:
             processes.open(alone)
             processes.give(text)

@@ -24,7 +24,7 @@ from adaptlab.study import folder as folders
 from adaptlab.study.devices import cpu_devices, over_all_devices
 from adaptlab.study.halving import Halving
 from adaptlab.study.lab import Lab, lab_settings, load_lab, sharing
-from adaptlab.study.run import Task, run_tasks, unfinished
+from adaptlab.study.run import Task, announce, run_tasks
 from adaptlab.study.settings import Replication
 from adaptlab.study.spread import by_processes
 from adaptlab.study.text import Text, load_text
@@ -111,7 +111,7 @@ def together(
             trained = settings, lab._replace(params=None, figures=False)  # for what is left to do then
             try:
                 if working:
-                    unfinished(lab, tasks)
+                    announce(lab, tasks)
                     lab = None
                     with sharing([trained]):
                         working.run(tasks, folder, replication, _finishing(jobs, tasks, finish_early))
