@@ -33,8 +33,14 @@ def load_text(settings: Mapping[str, Any]) -> Text:
     """Load the text that a part of a study's config says, see `adaptlab.study.lab.lab_settings`.
 
     Raises:
-      ConfigError: the target is also an upstream domain.
+      ConfigError: the target is also an upstream domain; or an upstream domain is none.
     """
+    for name, node in settings["upstream"].items():
+        if not isinstance(node, Mapping):
+            raise config.ConfigError(
+                f"upstream.{name}={node!r} is no corpus: choose one with domain@upstream.{name}=…, or leave it out with "
+                f"'~domain@upstream.{name}'."
+            )
     tokenizer = config.instantiate(settings["base"]["tokenizer"])
     training, held_out = (config.instantiate(settings[name]) for name in ("training", "held_out"))
 
