@@ -38,8 +38,8 @@ def load_text(settings: Mapping[str, Any]) -> Text:
     for name, node in settings["upstream"].items():
         if not isinstance(node, Mapping):
             raise config.ConfigError(
-                f"upstream.{name}={node!r} is no corpus: choose one with domain@upstream.{name}=…, or leave it out with "
-                f"'~domain@upstream.{name}'."
+                f"upstream.{name}={node!r} is no corpus: choose one with domain@upstream.{name}=…, or leave it out "
+                f"with '~domain@upstream.{name}'."
             )
     tokenizer = config.instantiate(settings["base"]["tokenizer"])
     training, held_out = (config.instantiate(settings[name]) for name in ("training", "held_out"))
