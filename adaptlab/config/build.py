@@ -1,11 +1,23 @@
 """Building what a config describes, whole or as a skeleton with its numbers taken out."""
 
 import hashlib
+import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from adaptlab.config.check import GIVEN, TRACED, is_call, join, locate, marked, parameters_of, takes_many, validate
+from adaptlab.config.check import (
+    GIVEN,
+    TRACED,
+    ConfigError,
+    is_call,
+    join,
+    locate,
+    marked,
+    parameters_of,
+    takes_many,
+    validate,
+)
 
 __all__ = ["config_hash", "fill", "instantiate", "merge", "split"]
 
@@ -19,24 +31,34 @@ def instantiate(node: Any, **given: Any) -> Any:
         that name is marked `GIVEN`.
     """
     if is_call(node):
-        factory = locate(node["_target_"])
-        arguments = {k: _inside(v, given) for k, v in node.items() if k != "_target_"}
-        return factory(**arguments, **{k: v for k, v in given.items() if k in parameters_of(factory)})
+        return _called(node, given, lambda parameter: True)
     return _inside(node, given)
 
 
 def _inside(node: Any, given: Mapping[str, Any]) -> Any:
     """Build what stands inside a call: of what is given, a factory here gets only what it asks for by its mark."""
     if is_call(node):
-        parameters = parameters_of(locate(node["_target_"]))
-        asked = {k: v for k, v in given.items() if k in parameters and marked(parameters[k], GIVEN)}
-        arguments = {k: _inside(v, given) for k, v in node.items() if k != "_target_"}
-        return locate(node["_target_"])(**arguments, **asked)
+        return _called(node, given, lambda parameter: marked(parameter, GIVEN))
     if isinstance(node, Mapping):
         return {key: _inside(value, given) for key, value in node.items()}
     if isinstance(node, list | tuple):
         return [_inside(value, given) for value in node]
     return node
+
+
+def _called(node: Mapping[str, Any], given: Mapping[str, Any], takes: Callable[[inspect.Parameter], bool]) -> Any:
+    target, parameters = node["_target_"], parameters_of(locate(node["_target_"]))
+    written = {k: _inside(v, given) for k, v in node.items() if k != "_target_"}
+    asked = {k: v for k, v in given.items() if k in parameters and takes(parameters[k])}
+    for name, parameter in parameters.items():
+        if name in written and name in asked:
+            raise ConfigError(f"{target} is given its {name!r} here: leave it out of the config.")
+        named = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        if named and parameter.default is parameter.empty and name not in written and name not in asked:
+            raise ConfigError(
+                f"{target} needs {name!r}, which nothing gives it here: write it, or choose a factory for this place."
+            )
+    return locate(target)(**written, **asked)
 
 
 def split(node: Any, path: str = "") -> tuple[Any, dict[str, float]]:

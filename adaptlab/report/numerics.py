@@ -25,6 +25,7 @@ from adaptlab import stats
 from adaptlab.report import curves as cv
 from adaptlab.report import files
 from adaptlab.report.claims import rule
+from adaptlab.report.numerics_words import apart_from, scientific, with_interval
 from adaptlab.report.words import number
 
 __all__ = ["Expectation", "expectation", "print_numerics", "summarise_numerics", "write_numerics"]
@@ -189,30 +190,6 @@ def _judged(one: Expectation, arms: Mapping[str, Mapping[str, Any]]) -> dict[str
     elif len(there) == len(one.arms) and set(said.values()) == {"supported"}:
         verdict = "supported"
     return {**one._asdict(), "arms": list(one.arms), "verdict": verdict, "by_arm": said, "level_of_each": level}
-
-
-def scientific(value: float | None) -> str:
-    """Return a number with two digits and a power of ten, 0 as 0, and a dash for nan."""
-    if value is None or not math.isfinite(value):
-        return number(None)
-    return "0" if value == 0 else f"{value:.1e}".replace("-", "\N{MINUS SIGN}")
-
-
-def with_interval(found: Mapping[str, Any], form: Any = scientific) -> str:
-    """Return a mean with its interval, if there is one."""
-    low, high = found["low"], found["high"]
-    if low is None or not math.isfinite(low) or low == high:
-        return form(found["mean"])
-    return f"{form(found['mean'])} [{form(low)}, {form(high)}]"
-
-
-def apart_from(found: Sequence[int | None]) -> str:
-    """Say from which update on the training losses differ."""
-    steps = sorted({step for step in found if step is not None})
-    if not steps:
-        return "never"
-    said = str(steps[0]) if len(steps) == 1 else f"{steps[0]}\N{EN DASH}{steps[-1]}"
-    return said if None not in found else f"{said} or never"
 
 
 def print_numerics(summary: Mapping[str, Any], console: Console | None = None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptlab.report import files, words
 from adaptlab.report.figures import Axes, Figure, embedded, legend, looks, styled
-from adaptlab.report.numerics import apart_from, scientific, with_interval
+from adaptlab.report.numerics_words import apart_from, scientific, with_interval
 
 __all__ = ["draw_numerics", "render_numerics"]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from adaptlab.report import files, words
 from adaptlab.report.figures import Figure, embedded, styled
-from adaptlab.report.search import ordered, per_million, sentences
+from adaptlab.report.search_words import ordered, per_million, sentences
 
 __all__ = ["draw_front", "render_search"]
 

@@ -5,8 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "app": ["app", "fewest_runs"],
-        "bases": ["base_app", "open_moments"],
+        "app": ["app", "base_app", "fewest_runs"],
         "pretraining": ["open_pretraining", "pretrain", "pretraining_passport"],
         "final_updates": ["FinalUpdates", "final_updates"],
         "folder": ["StudyError", "identity", "locked", "open_folder", "starts"],
@@ -26,6 +25,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "landscape.spectra": ["spectra"],
         "landscape.surfaces": ["surfaces"],
         "members": ["PARTS", "Member", "members", "method_program"],
+        "moments": ["open_moments"],
         "numerics": ["between_seeds", "check_devices", "make_arms", "part_of_devices", "run_arms"],
         "provenance": ["passport", "publish"],
         "reward": ["base_losses", "reward_value", "trained_parameters"],

@@ -2,15 +2,15 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from adaptlab import config, hosts, preempt, runtime
+from adaptlab import config, hosts, preempt, runtime, source
 from adaptlab.study import folder as folders
 
-__all__ = ["app", "fewest_runs"]
+__all__ = ["app", "base_app", "fewest_runs"]
 
 log = logging.getLogger(__name__)
 
@@ -105,3 +105,17 @@ def app(
         return task
 
     return decorate
+
+
+def base_app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
+    """Return `app(name, schema)` for a study whose folder is a base, found by any other study.
+
+    `${base_folder:<base>}` in its config is the key `out`, or `bases/<base>` in the cache. So the same command
+    continues what was interrupted, wherever it is given.
+    """
+
+    def resolve(node: Mapping[str, Any], base: str) -> str:
+        return str(Path(node["out"]).expanduser().absolute() if node["out"] else source.cache_dir() / "bases" / base)
+
+    config.register_resolver("base_folder", resolve)
+    return app(name, schema)

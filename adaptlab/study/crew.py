@@ -26,9 +26,10 @@ from typing import Any, Literal
 from adaptlab import preempt, runtime
 from adaptlab.study.devices import cores
 from adaptlab.study.folder import StudyError
+from adaptlab.study.halving import Halving
 from adaptlab.study.lab import Lab, load_lab
 from adaptlab.study.programs import share
-from adaptlab.study.run import Task, run_unfinished
+from adaptlab.study.run import Runner, Task, run_rounds
 from adaptlab.study.settings import Replication
 from adaptlab.study.text import Text
 from adaptlab.study.trials import decide
@@ -57,29 +58,38 @@ class Crew:
 
     def run(
         self,
+        lab: Lab,
         tasks: Sequence[Task],
         folder: Path,
         replication: Replication,
+        halving: Halving | None = None,
         meanwhile: Callable[[], bool] = lambda: False,
     ) -> None:
         """Run what has not finished, spread over the processes, in the lab that was opened last.
 
         Args:
+          lab: the same lab as it is here; its weights are only asked for if a halving compares gains over the base.
           tasks: the runs.
-          folder: see `run_tasks`, and so is `replication`.
+          folder: see `run_tasks`, and so are `replication` and `halving`.
           meanwhile: is called again and again while they run; says whether it did something.
 
         Raises:
           StudyError: runs failed, after all others were given their chance; or a process died.
           Preempted: this process was told to leave, and the states of all runs are saved.
         """
-        due = [task for task in tasks if not task.result]
-        shares = [due[i :: len(self._pools)] for i in range(len(self._pools))]
-        log.info("%d processes on cores of their own take %s runs", len(shares), ", ".join(str(len(s)) for s in shares))
         # Of all, finished or not, and not of a process's own: all of them, and a resumed sweep, decide the same.
         runs = Counter(task.member.program for task in tasks)
-        most = {program: -(-count // len(shares)) for program, count in runs.items()}
-        futures = [p.submit(_run, s, folder, replication, most) for p, s in zip(self._pools, shares, strict=True)]
+        most = {program: -(-count // len(self._pools)) for program, count in runs.items()}
+        self._opening += [pool.submit(_prepare, folder, replication, most) for pool in self._pools]
+        run_rounds(lab, tasks, halving, lambda *part: self._run(*part, meanwhile=meanwhile))
+
+    def _run(self, tasks: Sequence[Task], until: int | None, final: bool, meanwhile: Callable[[], bool]) -> None:
+        due = [task for task in tasks if not task.finished]
+        if not due:
+            return
+        shares = [due[i :: len(self._pools)] for i in range(len(self._pools))]
+        log.info("%d processes on cores of their own take %s runs", len(shares), ", ".join(str(len(s)) for s in shares))
+        futures = [pool.submit(_run, share, until, final) for pool, share in zip(self._pools, shares, strict=True)]
         self._wait(futures, meanwhile)
         errors = [error for future in (*self._opening, *futures) if (error := future.exception()) is not None]
         for error in errors:
@@ -176,12 +186,17 @@ def _listen(told: Connection) -> None:
 
 _TEXTS: queue.Queue[Text] = queue.Queue()
 _OPENED: list[Lab] = []
+_RUNNER: list[Runner] = []
 
 
 def _open(settings: Mapping[str, Any]) -> None:
-    _OPENED[:] = []
+    _RUNNER[:] = _OPENED[:] = []
     _OPENED.append(load_lab(settings, _TEXTS.get))
 
 
-def _run(tasks: Sequence[Task], folder: Path, replication: Replication, most: Mapping[str, int]) -> None:
-    run_unfinished(_OPENED[0], tasks, folder, replication, most)
+def _prepare(folder: Path, replication: Replication, counts: Mapping[str, int]) -> None:
+    _RUNNER[:] = [Runner(_OPENED[0], folder, replication, counts)]
+
+
+def _run(tasks: Sequence[Task], until: int | None, final: bool) -> None:
+    _RUNNER[0](tasks, until, final)

@@ -11,10 +11,10 @@ import jax
 from adaptlab import config, tree
 from adaptlab.adapt import prepared
 from adaptlab.optim.group_table import group_table
-from adaptlab.study.bases import open_moments
 from adaptlab.study.lab import Lab, pipeline_of
 from adaptlab.study.members import Member, method_program
-from adaptlab.study.probes import run_probe, slots_probe
+from adaptlab.study.moments import open_moments
+from adaptlab.study.probes import beginning_probe, run_probe, slots_probe
 from adaptlab.study.settings import Replication
 from adaptlab.study.training_probes import TrainingProbes, training_probes
 from adaptlab.study.trials import Bench, decide
@@ -41,6 +41,7 @@ class Shared(NamedTuple):
       base: the weights it takes: the lab's, prepared for its adaptation.
       replicas: the slots it runs in, or None: its members run one after the other.
       probe: `(numbers, base, delta) -> metrics`.
+      beginning_probe: the same of how runs begin.
       slot_probe: measures all slots at once, or None.
       moments: what it takes over of the base's own training, or None.
       flops: of one run's step.
@@ -53,6 +54,7 @@ class Shared(NamedTuple):
     base: Any
     replicas: Replicas | None
     probe: Callable[..., dict[str, float]]
+    beginning_probe: Callable[..., dict[str, float]]
     slot_probe: SlotProbe | None
     moments: Any
     flops: int
@@ -144,13 +146,14 @@ def share(lab: Lab, member: Member, count: int, folder: Path, replication: Repli
     base = program.prepare(scalars[0], lab.params)
     _log_groups(lab, program, base, member, moments)
     probe, more = run_probe(lab, program, base), training_probes(lab, program, base)
+    beginning = beginning_probe(probe, program.bind)
     bench = Bench(lab, program, base, member, moments)
     slots, how = decide(bench, count, folder, replication)
     if how == "alone":
         compiled = compile_program(program, *scalars, base, lab.put(bench.batch), moments)
         log.info("%s: compiled in %.1f s", member.method, compiled.seconds)
         return Shared(
-            *(compiled.program, base, None, probe, None, moments),
+            *(compiled.program, base, None, probe, beginning, None, moments),
             *(compiled.flops, compiled.memory_bytes, compiled.seconds, more),
         )
     replicas = bench.replicas(slots, how)
@@ -159,7 +162,7 @@ def share(lab: Lab, member: Member, count: int, folder: Path, replication: Repli
         *(member.method, slots, how, replicas.memory_bytes / _GIB, replicas.seconds),
     )
     return Shared(
-        *(program, base, replicas, probe, slots_probe(lab, program, base, replicas.how), moments),
+        *(program, base, replicas, probe, beginning, slots_probe(lab, program, base, replicas.how), moments),
         *(bench.flops(), replicas.memory_bytes, replicas.seconds, more),
     )
 

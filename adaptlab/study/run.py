@@ -23,7 +23,7 @@ from adaptlab.study.settings import Replication
 from adaptlab.study.training_probes import probed
 from adaptlab.train import Clock, Fitted, Run, Seat, Work, Writer, alone, course, fit_replicas, open_checkpoints
 
-__all__ = ["Task", "announce", "run_tasks", "run_unfinished", "value"]
+__all__ = ["Runner", "Task", "announce", "run_rounds", "run_tasks", "value"]
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,64 @@ def run_tasks(
       Preempted: the process was told to leave, and the states of all runs are saved.
     """
     announce(lab, tasks)
-    programs: dict[str, Shared] = {}
+    run_rounds(lab, tasks, halving, Runner(lab, folder, replication))
+
+
+class Runner:
+    """Runs tasks of a lab in this process: each program is compiled once, for as many calls as there are.
+
+    Args:
+      lab: what the tasks share.
+      folder: as for `run_tasks`, and so is `replication`.
+      counts: how many runs each program has, by `Member.program`, where these tasks are a part of them: what is
+        decided of a program depends on that. None counts those of the call that needs it first.
+    """
+
+    def __init__(
+        self, lab: Lab, folder: Path, replication: Replication, counts: Mapping[str, int] | None = None
+    ) -> None:
+        self._lab, self._folder, self._replication, self._counts = lab, folder, replication, counts or {}
+        self._programs: dict[str, Shared] = {}
+
+    def __call__(self, tasks: Sequence[Task], until: int | None = None, final: bool = False) -> None:
+        """Run unfinished tasks to a step: there they pause, or end if that is `final`; None runs to their end.
+
+        Raises:
+          StudyError: as for `run_tasks`, and so is `Preempted`.
+        """
+        groups: dict[str, list[Task]] = {}
+        for task in tasks:
+            if not task.finished:
+                groups.setdefault(task.member.program, []).append(task)
+        failures: dict[str, Exception] = {}
+        for program, group in groups.items():
+            if program not in self._programs:
+                count = self._counts.get(program, len(group))
+                self._programs[program] = share(self._lab, group[0].member, count, self._folder, self._replication)
+            for task, outcome in _run_group(self._lab, group, self._programs[program], until, final):
+                if isinstance(outcome, Preempted):
+                    raise outcome
+                if isinstance(outcome, Exception):
+                    log.error("%s failed: %s", task.name, outcome, exc_info=outcome)
+                    failures[task.name] = outcome
+        if failures:
+            listed = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items())
+            raise StudyError(
+                f"{len(failures)} of {len(tasks)} runs failed; the same command tries them again:\n{listed}"
+            ) from next(iter(failures.values()))
+
+
+def run_rounds(
+    lab: Lab, tasks: Sequence[Task], halving: Halving | None, run: Callable[[Sequence[Task], int | None, bool], None]
+) -> None:
+    """Run tasks to their end, or by the rounds of a halving, in which the worse ones end early.
+
+    Args:
+      lab: what they share.
+      tasks: the runs.
+      halving: see `Halving`; None lets all go to the end.
+      run: takes tasks to a step, see `Runner`.
+    """
     running = list(tasks)
     metric = (halving.metric if halving else None) or f"held_out/{lab.target}/loss"
     rungs = halving.rungs(lab.total_steps, lab.training.measure_every) if halving else []
@@ -92,60 +149,13 @@ def run_tasks(
     for until in rungs:
         assert halving is not None
         # A run whose value at the rung is in its journal has been there: it waits in its checkpoint.
-        due = [t for t in running if journal_value(t.home, until, metric) is None]
-        _run_due(lab, due, folder, replication, programs, until)
+        run([t for t in running if journal_value(t.home, until, metric) is None], until, False)
         values = {i: compared(t.member, journal_value(t.home, until, metric)) for i, t in enumerate(running)}
         kept = halving.survivors(values)
         log.info("step %d: %d of %d runs go on", until, len(kept), len(running))
-        _run_due(lab, [t for i, t in enumerate(running) if i not in kept], folder, replication, programs, until, True)
+        run([t for i, t in enumerate(running) if i not in kept], until, True)
         running = [t for i, t in enumerate(running) if i in kept]
-    _run_due(lab, running, folder, replication, programs, None)
-
-
-def run_unfinished(
-    lab: Lab, tasks: Sequence[Task], folder: Path, replication: Replication, counts: Mapping[str, int]
-) -> None:
-    """Run what has not finished to its end, as a part of what `run_tasks` would run.
-
-    Args:
-      lab: as for `run_tasks`, and so are `tasks`, `folder` and `replication`.
-      counts: how many runs each program has, by `Member.program`: what is decided of it depends on that.
-    """
-    _run_due(lab, tasks, folder, replication, {}, None, counts=counts)
-
-
-def _run_due(
-    lab: Lab,
-    tasks: Sequence[Task],
-    folder: Path,
-    replication: Replication,
-    programs: dict[str, Shared],
-    until: int | None,
-    final: bool = False,
-    counts: Mapping[str, int] | None = None,
-) -> None:
-    """Run unfinished tasks to a step: there they pause, or end if that is `final`."""
-    groups: dict[str, list[Task]] = {}
-    for task in tasks:
-        if not task.result:
-            groups.setdefault(task.member.program, []).append(task)
-    failures: dict[str, Exception] = {}
-    for skeleton, group in groups.items():
-        if skeleton not in programs:
-            programs[skeleton] = share(
-                lab, group[0].member, (counts or {}).get(skeleton, len(group)), folder, replication
-            )
-        for task, outcome in _run_group(lab, group, programs[skeleton], until, final):
-            if isinstance(outcome, Preempted):
-                raise outcome
-            if isinstance(outcome, Exception):
-                log.error("%s failed: %s", task.name, outcome, exc_info=outcome)
-                failures[task.name] = outcome
-    if failures:
-        listed = "\n".join(f"  {name}: {type(error).__name__}: {error}" for name, error in failures.items())
-        raise StudyError(
-            f"{len(failures)} of {len(tasks)} runs failed; the same command tries them again:\n{listed}"
-        ) from next(iter(failures.values()))
+    run(running, None, False)
 
 
 def _run_group(
@@ -206,6 +216,7 @@ def _attend(
         save_every=training.save_every,
         until=until,
         moments=shared.moments,
+        beginning=shared.beginning_probe,
     )
     saved = hosts.shared(task.home) / "checkpoints"
     checkpoints = open_checkpoints(saved, keep=training.keep)

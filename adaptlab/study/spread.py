@@ -51,13 +51,13 @@ def run_members(
     """
     tasks = [Task(m, folder / "runs" / m.name, f"{folder.name}/{m.name}", folder.name, wandb) for m in members]
     alone, text, parts = lab.spread, lab.text, lab.placement.mesh.shape["replica"]
-    due = parts > 1 and halving is None and any(not task.finished for task in tasks)
+    due = parts > 1 and any(not task.finished for task in tasks)
     if due and alone is not None and text is not None and by_processes(replication, alone["mesh"]):
         announce(lab, tasks)
         with crew(parts) as processes:
             processes.open(alone)
             processes.give(text)
-            processes.run(tasks, folder, replication)
+            processes.run(lab, tasks, folder, replication, halving)
     else:
         run_tasks(lab, tasks, folder, replication, halving)
     return {task.member.name: task.result for task in tasks if task.result}

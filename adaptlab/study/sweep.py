@@ -103,7 +103,7 @@ def together(
     failed: dict[Path, Exception] = {}
     shared: list[tuple[dict[str, Any], Lab]] = []
     with ExitStack() as stack:
-        many = parts > 1 and halving is None and all(by_processes(replication, s["mesh"]) for s, _ in labs.values())
+        many = parts > 1 and all(by_processes(replication, s["mesh"]) for s, _ in labs.values())
         crew = stack.enter_context(crews.crew(parts)) if many else None
         for settings, tasks in labs.values():
             working = crew if crew and any(not task.finished for task in tasks) else None
@@ -112,9 +112,10 @@ def together(
             try:
                 if working:
                     announce(lab, tasks)
-                    lab = None
+                    lab = lab if halving else trained[1]  # a halving may ask for the base's weights
                     with sharing([trained]):
-                        working.run(tasks, folder, replication, _finishing(jobs, tasks, finish_early))
+                        meanwhile = _finishing(jobs, tasks, finish_early)
+                        working.run(lab, tasks, folder, replication, halving, meanwhile)
                 else:
                     run_tasks(lab, tasks, folder, replication, halving)
             except folders.StudyError as error:

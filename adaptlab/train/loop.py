@@ -74,6 +74,7 @@ class Run(NamedTuple):
       save_every: steps between checkpoints.
       until: pause there, measured and saved, to be continued by a later run of the same; None runs to the end.
       moments: what the program's `carry` takes over, or None.
+      beginning: the probe of the state before the first update; None takes `probe`.
     """
 
     program: Program
@@ -87,6 +88,7 @@ class Run(NamedTuple):
     save_every: int
     until: int | None = None
     moments: Any = None
+    beginning: Callable[[Numbers, Any, Any], dict[str, float]] | None = None
 
 
 class Fitted(NamedTuple):
@@ -239,7 +241,8 @@ def _steps(
                 return Fitted(seat.get(), diverged_at=step - 1)
             measured: Metrics = {}
             if measuring:
-                measured = yield Measure(lambda state: run.probe(numbers, run.base, reading(state)))
+                probe = run.probe if step else run.beginning or run.probe
+                measured = yield Measure(lambda state, probe=probe: probe(numbers, run.base, reading(state)))
                 writer.write(step, measured)
             if saving:
                 writer.flush()

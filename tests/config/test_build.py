@@ -36,6 +36,17 @@ def test_what_the_program_gives_reaches_the_inner_factories_that_ask_for_it_by_t
     assert inner["b"] == Thing(2)  # `kind` is its own affair
 
 
+def test_a_factory_in_a_place_that_does_not_give_it_what_it_needs_is_refused_by_name():
+    for node in (call("stretched", rate=1.0), call("thing", size=1, inner=call("stretched", rate=1.0))):
+        with pytest.raises(ConfigError, match=r"stretched needs 'total_steps', which nothing gives it here"):
+            instantiate(node, unused=1)
+
+
+def test_what_is_given_cannot_be_written_too():
+    with pytest.raises(ConfigError, match=r"stretched is given its 'total_steps' here: leave it out"):
+        instantiate(call("stretched", rate=1.0, total_steps=8), total_steps=9)
+
+
 def test_split_takes_out_the_numbers_that_may_be_traced_and_no_others():
     skeleton, numbers = split(NODE)
     assert numbers == {"one.rate": 2.0, "one.inner.rate": 0.25, "many.a/.*.rate": 3.0}

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from adaptlab.report import finalists, print_search, summarise_search, write_search
 from adaptlab.report.curves import make_curves
-from adaptlab.report.search import gains_at, ordered, pareto, sentences
+from adaptlab.report.search import gains_at, pareto
+from adaptlab.report.search_words import ordered, sentences
 
 
 def run(method: str, loss: float | None, parameters: int, seed: int = 0, pruned: int | None = None) -> dict[str, Any]:

@@ -191,17 +191,20 @@ def test_a_process_of_a_sweep_that_dies_is_an_error_and_the_others_finish_theirs
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("slots", [None, 2], ids=["processes", "slots"])
 def test_halving_ends_the_worse_runs_early_and_a_free_slot_is_taken(
-    overrides: list[str], environment: dict[str, str], tmp_path: Path
+    slots: int | None, overrides: list[str], environment: dict[str, str], tmp_path: Path
 ):
-    halving = "hydra.launcher.halving={_target_: adaptlab.study.successive_halving, eta: 2, first: 0.25}"
-    jobs = ["-m", "optim.lr=1e-5,1e-3,1e-2,1e-4", "seed=0", "hydra/launcher=vmap", "hydra.launcher.slots=2"]
+    halving = "hydra.launcher.halving={_target_: adaptlab.study.successive_halving, eta: 2, first: 0.25, reward: gain}"
+    jobs = ["-m", "optim.lr=1e-5,1e-3,1e-2,1e-4", "seed=0", "hydra/launcher=vmap", "hydra.launcher.cpu_devices=2"]
+    jobs += [f"hydra.launcher.slots={slots}"] if slots else []
     output = finish([*jobs, halving, *overrides], tmp_path, environment, "lr_schedule")
     results = [json.loads(p.read_text()) for p in sorted(tmp_path.glob("runs/**/result.json"))]
     pruned = {r["lr"]: r["pruned_at"] for r in results}
     assert sorted(str(at) for at in pruned.values()) == ["3", "3", "6", "None"]
     assert "step 3: 2 of 4 runs go on" in output
-    assert {r["slots"] for r in results} == {2}
+    assert ("2 processes on cores of their own take 2, 2 runs" in output) == (slots is None)
+    assert slots is None or {r["slots"] for r in results} == {slots}
     losses = {r["lr"]: r["target_loss"] for r in results}
     assert min(losses, key=losses.__getitem__) == next(lr for lr, at in pruned.items() if at is None)
 

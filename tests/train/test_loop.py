@@ -226,3 +226,13 @@ def test_every_update_is_timed_once_and_probes_are_not():
     fit(run(probe=slow), NOWHERE, into({}), clock)
     assert len(clock.seconds) == 6
     assert max(clock.seconds[1:]) < 0.2
+
+
+def test_the_state_before_the_first_update_has_a_probe_of_its_own(tmp_path: Path):
+    asked: list[str] = []
+
+    def named(name: str) -> Any:
+        return lambda *_: asked.append(name) or {"held_out": 0.0}
+
+    fit(run(probe=named("later"), beginning=named("beginning")), NOWHERE, into({}))
+    assert asked == ["beginning", "later", "later", "later"]

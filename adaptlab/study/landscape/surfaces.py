@@ -28,10 +28,10 @@ from adaptlab.measure.landscape import (
     ticks_around,
 )
 from adaptlab.report.landscape.data import Surface, load_surface, save_picture
-from adaptlab.study.bases import open_moments
 from adaptlab.study.lab import Lab
 from adaptlab.study.landscape.labs import FinalLandscape, dense_base, even_domains, open_tuned
 from adaptlab.study.members import Member
+from adaptlab.study.moments import open_moments
 from adaptlab.study.programs import training_program
 from adaptlab.train import device_numbers, make_objective, reading
 

@@ -1,30 +1,14 @@
-"""Bases that are trained here: where they lie, and the optimiser's state they come with."""
+"""What a base that was trained here comes with: its optimiser's state."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from adaptlab import config, source
-from adaptlab.study.app import app
+from adaptlab import config
 
 if TYPE_CHECKING:
     from adaptlab.shard import Placement
 
-__all__ = ["base_app", "open_moments"]
-
-
-def base_app(name: str, schema: Callable[..., Any]) -> Callable[[Callable[[Any, Path], Any]], Callable[[], Any]]:
-    """Return `app(name, schema)` for a study whose folder is a base, found by any other study.
-
-    `${base_folder:<base>}` in its config is the key `out`, or `bases/<base>` in the cache. So the same command
-    continues what was interrupted, wherever it is given.
-    """
-
-    def resolve(node: Mapping[str, Any], base: str) -> str:
-        return str(Path(node["out"]).expanduser().absolute() if node["out"] else source.cache_dir() / "bases" / base)
-
-    config.register_resolver("base_folder", resolve)
-    return app(name, schema)
+__all__ = ["open_moments"]
 
 
 def open_moments(
