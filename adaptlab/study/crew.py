@@ -190,7 +190,8 @@ _RUNNER: list[Runner] = []
 
 
 def _open(settings: Mapping[str, Any]) -> None:
-    _RUNNER[:] = _OPENED[:] = []
+    _RUNNER.clear()
+    _OPENED.clear()
     _OPENED.append(load_lab(settings, _TEXTS.get))
 
 

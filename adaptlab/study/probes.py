@@ -67,7 +67,7 @@ def _digest(arrays: Any) -> str:
     digest = hashlib.sha256()
     for path, x in jax.tree_util.tree_leaves_with_path(arrays):
         digest.update(f"{path} {x.shape} {x.dtype}".encode())
-        digest.update(np.ascontiguousarray(jax.device_get(x)).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(jax.device_get(x)).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
