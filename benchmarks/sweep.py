@@ -14,12 +14,12 @@ written to a file beforehand, which is not timed, nor does it save, checkpoint o
 adaptlab's sides do all of that within their time. Sides take turns, and each round begins with another. Compiled
 programs are in their caches (a run of each side that is not timed sees to that), or with `--cold` each side compiles
 anew into an empty one. On an AMD processor torch is helped (`mkl.py`). A ratio is the side's wall time over that of
-`vmap` in the same round: above 1, `vmap` is faster. CPU seconds are those of the process, all threads together; those
-of the processes that `vmap` splits a CPU into are not in them. At the end the last target losses of all runs are
-compared, run by run.
+`vmap` in the same round: above 1, `vmap` is faster. CPU seconds are those of all threads and of all processes that a
+side starts. At the end the last target losses of all runs are compared, run by run.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -30,6 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +49,7 @@ from experiments.lr_schedule import Study
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 ROOT = Path(__file__).parents[1]
+_SET_CHILD_SUBREAPER = 36  # prctl(2): what its children leave behind becomes a process's own child
 TUNABLES = "glibc.malloc." + ":glibc.malloc.".join(
     ("hugetlb=1", "mmap_max=0", "trim_threshold=17179869184", "top_pad=67108864", "arena_max=1")
 )
@@ -76,19 +78,23 @@ def grid(runs: int) -> list[tuple[float, int]]:
 
 
 def timed(command: list[str], environment: dict[str, str], log: Path) -> tuple[float, float]:
-    """Run a command; return its wall and CPU seconds."""
+    """Run a command; return its wall seconds, and the CPU seconds of all processes that it started."""
 
     def cpu() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
+    ctypes.CDLL(None, use_errno=True).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     before, begun = cpu(), time.perf_counter()
     with log.open("w") as file:
         code = subprocess.run(command, env=os.environ | environment, stdout=file, stderr=file, cwd=ROOT).returncode
-    seconds = time.perf_counter() - begun, cpu() - before
+    wall = time.perf_counter() - begun
+    with suppress(ChildProcessError):
+        while os.wait():  # processes that outlived the command are now this one's, and count once they were waited for
+            pass
     if code:
         raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-4000:]}")
-    return seconds
+    return wall, cpu() - before
 
 
 def ours(launcher: list[str], overrides: list[str]) -> Side:
