@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,9 +13,10 @@ from typing import Any
 
 from benchmarks.mkl import rivals_environment
 
-__all__ = ["OVER", "Ask", "capped", "first_call"]
+__all__ = ["OVER", "Ask", "capped", "first_call", "first_call_of"]
 
 OVER = "over the cap"
+FIRSTS = 3  # processes whose first calls are timed
 
 Ask = Callable[..., tuple[float, Any]]
 """`(task, **settings) -> (seconds, what was found)`; `OVER` was found where it took longer than the cap."""
@@ -62,11 +64,22 @@ def capped(python: str, side: str, options: dict[str, Any], cap: float, stack: E
 
 
 def first_call(model: str, task: str, settings: dict[str, Any], cache: Path) -> tuple[float, float]:
-    """Seconds of a task's first call in a new process: without compiled programs, and with those of the one before."""
+    """Seconds of adaptlab's first call in a new process: with nothing compiled, and (the median) from the cache."""
     command = [sys.executable, "-m", "benchmarks.curvature", model, "--first", json.dumps([task, settings])]
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     seconds = []
-    for _ in range(2):
+    for _ in range(1 + FIRSTS):
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         seconds.append(float(done.stdout.splitlines()[-1]))
-    return seconds[0], seconds[1]
+    return seconds[0], statistics.median(seconds[1:])
+
+
+def first_call_of(
+    python: str, side: str, options: dict[str, Any], cap: float, task: str, settings: dict[str, Any]
+) -> float:
+    """Seconds of a peer's first call in a new process, the median of some."""
+    seconds = []
+    for _ in range(FIRSTS):
+        with ExitStack() as stack:
+            seconds.append(capped(python, side, options, cap, stack)(task, **settings)[0])
+    return statistics.median(seconds)

@@ -2,8 +2,8 @@
 
     python torch_curvature.py '{"side": "pyhessian", "model": "mlp", "weights": …, "batch": …, "threads": 2}'
 
-Prints "ready" and the number of parameters. Then it reads tasks from standard input, one JSON object a line, e.g.
-`{"task": "top", "k": 1}`, and answers each with a line of JSON: its seconds and what it found.
+Prints "ready" and the number of parameters once everything is imported. Then it reads tasks from standard input, one
+JSON object a line, e.g. `{"task": "top", "k": 1}`, and answers each with a line of JSON: its seconds and what it found.
 """
 
 import json
@@ -53,19 +53,18 @@ class PyHessian:
             return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
 
         torch.eig = eig  # pyright: ignore[reportAttributeAccessIssue]
-        self.model, self.data = model, (x, y)
+        import pyhessian
+        import pyhessian.utils
+
+        self.module, self.model, self.data = pyhessian, model, (x, y)
 
     def start(self) -> None:
-        from pyhessian import hessian
-
         self.model.zero_grad(set_to_none=True)
-        self.hessian = hessian(self.model, nn.CrossEntropyLoss(), data=self.data, cuda=False)
+        self.hessian = self.module.hessian(self.model, nn.CrossEntropyLoss(), data=self.data, cuda=False)
 
     def product(self) -> None:
-        from pyhessian.utils import hessian_vector_product
-
         h = self.hessian
-        hessian_vector_product(h.gradsH, h.params, [torch.ones_like(p) for p in h.params])
+        self.module.utils.hessian_vector_product(h.gradsH, h.params, [torch.ones_like(p) for p in h.params])
 
     def top(self, k: int, tolerance: float, steps: int) -> list[float]:
         return self.hessian.eigenvalues(maxIter=200, tol=tolerance, top_n=k)[0]
@@ -79,26 +78,24 @@ class EigenThings:
     """Lanczos with a given number of steps, reorthogonalised once."""
 
     def __init__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-        self.model, self.data = model, (x, y)
+        import hessian_eigenthings
+
+        self.module, self.model, self.data = hessian_eigenthings, model, (x, y)
 
     def start(self) -> None:
-        from hessian_eigenthings import HessianOperator, supervised_loss
-
-        self.operator = HessianOperator(self.model, [self.data], supervised_loss(nn.CrossEntropyLoss()))
+        loss = self.module.supervised_loss(nn.CrossEntropyLoss())
+        self.operator = self.module.HessianOperator(self.model, [self.data], loss)
 
     def product(self) -> None:
         self.operator.matvec(torch.ones(self.operator.size))
 
     def top(self, k: int, tolerance: float, steps: int) -> list[float]:
-        from hessian_eigenthings import lanczos
-
-        found = lanczos(self.operator, k=k, max_iter=steps, which="LA", seed=0, reorthogonalize=True)
+        found = self.module.lanczos(self.operator, k=k, max_iter=steps, which="LA", seed=0, reorthogonalize=True)
         return found.eigenvalues.tolist()
 
     def density(self, probes: int, steps: int) -> Any:
-        from hessian_eigenthings import spectral_density
-
-        found = spectral_density(self.operator, num_runs=probes, lanczos_steps=steps, num_grid_points=2, seed=0)
+        runs = {"num_runs": probes, "lanczos_steps": steps}
+        found = self.module.spectral_density(self.operator, **runs, num_grid_points=2, seed=0)
         return found.raw_eigenvalues.tolist(), found.raw_weights.tolist()
 
 
@@ -106,33 +103,30 @@ class CurvLinOps:
     """SciPy's eigsh (implicitly restarted Lanczos) over curvlinops' operator; its own Lanczos for the density."""
 
     def __init__(self, model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
+        import curvlinops
+        import scipy.sparse.linalg
+        from curvlinops.papyan2020traces.spectrum import fast_lanczos
+
+        self.make, self.eigsh, self.lanczos = curvlinops.HessianLinearOperator, scipy.sparse.linalg.eigsh, fast_lanczos
         self.model, self.data = model, (x, y)
 
     def start(self) -> None:
-        from curvlinops import HessianLinearOperator
-
         params = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        rest = [self.data]
         try:
-            self.operator = HessianLinearOperator(
-                self.model, nn.CrossEntropyLoss(), params, [self.data], check_deterministic=False
-            )
+            self.operator = self.make(self.model, nn.CrossEntropyLoss(), params, rest, check_deterministic=False)
         except (AttributeError, TypeError, ValueError):  # releases before 3 take a list
-            self.operator = HessianLinearOperator(
-                self.model, nn.CrossEntropyLoss(), list(params.values()), [self.data], check_deterministic=False
-            )
+            leaves = list(params.values())
+            self.operator = self.make(self.model, nn.CrossEntropyLoss(), leaves, rest, check_deterministic=False)
 
     def product(self) -> None:
         _ = self.operator @ torch.ones(self.operator.shape[1])
 
     def top(self, k: int, tolerance: float, steps: int) -> list[float]:
-        from scipy.sparse.linalg import eigsh
-
-        return sorted(eigsh(self.operator.to_scipy(), k=k, which="LA", tol=tolerance)[0].tolist(), reverse=True)
+        return sorted(self.eigsh(self.operator.to_scipy(), k=k, which="LA", tol=tolerance)[0].tolist(), reverse=True)
 
     def density(self, probes: int, steps: int) -> Any:
-        from curvlinops.papyan2020traces.spectrum import fast_lanczos
-
-        runs = [fast_lanczos(self.operator, steps) for _ in range(probes)]
+        runs = [self.lanczos(self.operator, steps) for _ in range(probes)]
         return [run[0].tolist() for run in runs], [(run[1][0] ** 2).tolist() for run in runs]
 
 
