@@ -21,8 +21,8 @@ def configure() -> None:
     On a CPU, decompositions (LAPACK, by SciPy's OpenBLAS) get one thread each unless `$OPENBLAS_NUM_THREADS` says
     otherwise: matrices here are small and many, and its threads wait for each other by spinning.
 
-    At its end the process does not look for garbage among what the system takes back as a whole: that is most of a
-    second.
+    What is there by now, mostly modules, is not looked through for garbage again, which took .1 s a time while programs
+    are traced. Nor is anything at the process's end, when the system takes all back: that is most of a second.
 
     The cache is `$JAX_COMPILATION_CACHE_DIR` if that is set, otherwise a folder beside adaptlab's other cached
     files (`$ADAPTLAB_CACHE`, or the user's cache folder).
@@ -35,6 +35,7 @@ def configure() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs are many
+    gc.freeze()
     atexit.unregister(gc.freeze)  # once, however often this is called
     atexit.register(gc.freeze)
 

@@ -67,9 +67,11 @@ class _State(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """A state, the residuals of its K best pairs (infinite where there is none yet), and whether all are small."""
+    """A state, its Ritz pairs (`_ritz`), the residuals of the K best (infinite: none yet), and whether all are small."""
 
     state: _State
+    values: jax.Array
+    s_MM: jax.Array
     residuals: jax.Array
     done: jax.Array
 
@@ -168,15 +170,17 @@ def _searched(
 
     def cycle(search: _Search) -> _Search:
         full = jax.lax.while_loop(lambda s: (s.state.size < size) & going_on(s), expanded, search)
-        return full._replace(state=_restarted(full.state, keep))
+        # A loop of at most one turn: a conditional would copy what it passes on.
+        again = lambda s: (s.state.size == size) & going_on(s)  # noqa: E731
+        return jax.lax.while_loop(again, lambda s: s._replace(state=_restarted(s, keep)), full)
 
     start = draw(key, operator.space, "rademacher") if start is None else start
     begun = _begun(operator.space, start, size)
-    unknown = jnp.full(k, jnp.inf, begun.matrix_MM.dtype)
-    found = jax.lax.while_loop(going_on, cycle, _Search(begun, unknown, jnp.zeros((), bool)))
-    values = jnp.diagonal(found.state.matrix_MM)[:k]
-    vectors = jax.tree.map(lambda b: b[:k], found.state.basis)
-    return Eigenpairs(values, vectors, found.residuals, found.state.products)
+    zeros = begun.matrix_MM
+    unknown = jnp.full(k, jnp.inf, zeros.dtype)
+    found = jax.lax.while_loop(going_on, cycle, _Search(begun, zeros[0], zeros, unknown, jnp.zeros((), bool)))
+    vectors = combinations(found.state.basis, jnp.pad(found.s_MM[:, :k], ((0, 1), (0, 0))))
+    return Eigenpairs(found.values[:k], vectors, found.residuals, found.state.products)
 
 
 def _begun(space: Any, start: Any, size: int) -> _State:
@@ -225,7 +229,7 @@ def _judged(state: _State, k: int, tolerance: Any) -> _Search:
     largest = jnp.max(jnp.where(used, jnp.abs(values), 0))
     rounding = 8 * jnp.finfo(values.dtype).eps * largest
     wanted = jnp.maximum(jnp.asarray(tolerance, values.dtype) * jnp.abs(values[:k]), rounding)
-    return _Search(state, residuals, jnp.all(residuals <= wanted))
+    return _Search(state, values, s_MM, residuals, jnp.all(residuals <= wanted))
 
 
 def _ritz(state: _State) -> tuple[jax.Array, jax.Array]:
@@ -239,9 +243,9 @@ def _ritz(state: _State) -> tuple[jax.Array, jax.Array]:
     return values[::-1], jnp.where(used[:, None], s_MM[:, ::-1], 0)
 
 
-def _restarted(state: _State, keep: int) -> _State:
+def _restarted(search: _Search, keep: int) -> _State:
     """Keep the best Ritz vectors, whose T is diagonal, and the vector that follows."""
-    values, s_MM = _ritz(state)
+    state, values, s_MM = search.state, search.values, search.s_MM
     places = jnp.arange(values.shape[0] + 1, dtype=jnp.int32)
     follows = (places == state.size).astype(values.dtype)[:, None]
     kept_and_next = jnp.concatenate([jnp.pad(s_MM[:, :keep], ((0, 1), (0, 0))), follows], axis=1)
