@@ -67,7 +67,7 @@ class _State(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """A state, its Ritz pairs (`_ritz`), the residuals of the K best (infinite: none yet), and whether all are small."""
+    """A state, its Ritz pairs (`_ritz`), residuals of the K best (infinite: none yet), and whether all are small."""
 
     state: _State
     values: jax.Array
